@@ -1,0 +1,1 @@
+"""Sources of images: one LightningDataModule per file. Nothing here imports `diffusion`."""

@@ -1,0 +1,37 @@
+"""What a batch is, and what a model is told about the data: the only thing that data and models share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypedDict
+
+from torch import Tensor
+
+
+class Batch(TypedDict, total=False):
+    """One batch of B samples; a key is absent where its source has nothing to say.
+
+    image: float32 (B, C, *S) in [-1, 1]; S is 2-D or 3-D
+    label: int64 (B,) class index, or float32 (B, K) of zeros and ones where several classes hold at once
+    mask:  float32 (B, 1, *S) of zeros and ones
+    id:    int64 (B,) index within the split
+    """
+
+    image: Tensor
+    label: Tensor
+    mask: Tensor
+    id: Tensor
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """What a network has to know of its data: shape (C, *S), and the classes, None without labels."""
+
+    shape: tuple[int, ...]
+    classes: int | None
+    class_names: tuple[str, ...] | None = None
+    multi_label: bool = False
+
+
+class DataError(ValueError):
+    """The user's data cannot be used; the message is one line that says what is wrong and what to do."""

@@ -1,0 +1,33 @@
+"""Where a task writes, and on what it computes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from diffusion.errors import UserError
+
+
+def output_folder(path: str | Path, overwrite: bool) -> Path:
+    """Make the folder. Raises UserError if it holds something and may not be overwritten, or cannot be made."""
+    path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise UserError(f"out={path} is a file: give a folder")
+    if path.exists() and any(path.iterdir()) and not overwrite:
+        raise UserError(f"out={path} holds results already: give another out=, or overwrite=true")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"out={path} cannot be made: {error.strerror}") from error
+    return path
+
+
+def best_device(name: str) -> torch.device:
+    """ "auto" is CUDA, else Apple's MPS, else the CPU. Raises UserError for a device that is not there."""
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        name = next(device for device in ("cuda", "mps", "cpu") if there[device])
+    if not there.get(name.split(":")[0], False):
+        raise UserError(f"device={name} is not here; there are: {', '.join(d for d in there if there[d])}")
+    return torch.device(name)

@@ -1,0 +1,93 @@
+"""python -m diffusion sample: synthetic images of a run, as an array, a grid and an animation."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from diffusion.apps.output import best_device, output_folder
+from diffusion.runs import Run
+from diffusion.tasks.pictures import columns_of, save_animation, save_grid
+from diffusion.tasks.sample import Trajectory, check_positive, labels_of, sample
+
+log = logging.getLogger("diffusion")
+
+GRID_LIMIT = 256
+ANIMATED = 64
+
+
+def main(config: DictConfig) -> None:
+    """Write samples.npz, grid.png, trajectory.gif, metrics.json and cases.csv into the output folder."""
+    check_positive(n=config.n, batch_size=config.batch_size)
+    run = Run.open(config.run)
+    labels = labels_of(config.label, config.n, network_classes(run))
+    device = best_device(config.device)
+    generative = run.generative(config, device)
+    out = output_folder(config.out or run.directory / "sample", config.overwrite)
+    trajectory = Trajectory(ANIMATED)
+    bar = Progress(
+        TextColumn("sampling"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=Console(stderr=True)
+    )
+    start = time.perf_counter()
+    with bar:
+        task = bar.add_task("sampling", total=config.n)
+        images = sample(
+            generative,
+            run.spec.shape,
+            config.n,
+            labels,
+            config.seed,
+            config.batch_size,
+            on_step=trajectory,
+            on_batch=lambda done: bar.update(task, completed=done),
+        )
+    seconds = time.perf_counter() - start
+    write(out, images, labels, config, seconds, trajectory)
+    log.info("%d images in %.1f s: %s", config.n, seconds, out / "grid.png")
+
+
+def network_classes(run: Run) -> int | None:
+    """The classes that the run's network was told, or None."""
+    return run.spec.classes if "label" in run.config.model.condition else None
+
+
+def write(
+    out: Path,
+    images: torch.Tensor,
+    labels: torch.Tensor | None,
+    config: DictConfig,
+    seconds: float,
+    trajectory: Trajectory,
+) -> None:
+    """All files of the task. images: uint8 (n, C, *S)."""
+    channels_last = images.movedim(1, -1).numpy()
+    arrays = {"images": channels_last} | ({} if labels is None else {"labels": labels.numpy()})
+    np.savez_compressed(out / "samples.npz", **arrays)
+    columns = columns_of(min(len(images), GRID_LIMIT), None if labels is None else len(labels.unique()))
+    save_grid(images[:GRID_LIMIT], out / "grid.png", columns)
+    frames = [*trajectory.noisy]
+    save_animation(frames, out / "trajectory.gif", columns_of(len(frames[0]), None))
+    metrics = {
+        "n": len(images),
+        "seed": config.seed,
+        "seconds": round(seconds, 3),
+        "images_per_second": round(len(images) / seconds, 2),
+        "sampler": config.sampler._target_.rsplit(".", 1)[-1],
+        "steps": config.grid.steps,
+        "guidance": config.guidance.scale if config.guidance else None,
+    }
+    (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    with (out / "cases.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["index", "seed", "label"])
+        for i in range(len(images)):
+            rows.writerow([i, config.seed, "" if labels is None else int(labels[i])])

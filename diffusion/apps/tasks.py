@@ -1,0 +1,96 @@
+"""python -m diffusion TASK: find the task, compose its config, run it.
+
+A task is a module of this package with `main(config, run)`, and conf/task/TASK.yaml with its keys and their defaults.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+
+from diffusion.apps.cli import keys_of, suggest
+from diffusion.apps.config import CONF
+from diffusion.errors import UserError
+
+SAMPLING_GROUPS = ("sampler", "grid", "guidance")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the task that the first argument names; the others are key=value."""
+    names = sorted(path.stem for path in (CONF / "task").glob("*.yaml"))
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(f"usage: python -m diffusion TASK run=RUN_DIR [key=value ...]\ntasks: {', '.join(names)}")
+        print("python -m diffusion TASK --help lists a task's keys")
+        return
+    task, overrides = arguments[0], arguments[1:]
+    if task not in names:
+        raise UserError(f"{task}: there is no such task; {suggest(task, names)}")
+    path = CONF / "task" / f"{task}.yaml"
+    if "-h" in overrides or "--help" in overrides:
+        print(path.read_text(), end="")
+        return
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    config = OmegaConf.load(path)
+    pairs = parse(overrides)
+    if "run" not in pairs:
+        raise UserError(f"{task} needs run=RUN_DIR, the folder that train.py printed")
+    run_config = OmegaConf.load(config_of(pairs["run"]))
+    for group in SAMPLING_GROUPS:
+        config[group] = run_config.get(group)
+    apply(config, pairs)
+    import_module(f"diffusion.apps.{task}").main(config)
+
+
+def config_of(run: object) -> Path:
+    from diffusion.runs import Run
+
+    return Run.open(str(run)).directory / "config.yaml"
+
+
+def parse(overrides: Sequence[str]) -> dict[str, object]:
+    """key=value words, with Hydra's grammar of values."""
+    pairs = {}
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        if override.is_sweep_override() or override.is_add() or override.is_delete():
+            raise UserError(f"{override.input_line}: give key=value")
+        pairs[override.key_or_group] = override.value()
+    return pairs
+
+
+def apply(config: DictConfig, pairs: dict[str, object]) -> None:
+    """Set the keys; sampler=, grid= and guidance= name a choice, whose own keys can be set beside it.
+
+    guidance=NUMBER is short for guidance=classifier_free guidance.scale=NUMBER. Raises UserError for a key that is
+    not there or a value of another type.
+    """
+    for group in SAMPLING_GROUPS:
+        if group in pairs:
+            choice = pairs.pop(group)
+            if group == "guidance" and isinstance(choice, (int, float)) and not isinstance(choice, bool):
+                config[group] = choice_of(group, "classifier_free")
+                config[group].scale = float(choice)
+            else:
+                config[group] = choice_of(group, str(choice))
+    names = list(keys_of(config))
+    for key, value in pairs.items():
+        if key not in names:
+            raise UserError(f"{key}: there is no such key; {suggest(key, names)}")
+        default = OmegaConf.select(config, key, throw_on_missing=False)
+        wrong = isinstance(default, bool) != isinstance(value, bool) if default is not None else False
+        if (type(default) is int and type(value) is not int) or wrong:
+            raise UserError(f"{key}={value}: give {'true or false' if isinstance(default, bool) else 'a whole number'}")
+        OmegaConf.update(config, key, value)
+
+
+def choice_of(group: str, name: str) -> DictConfig | None:
+    names = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    if name not in names:
+        raise UserError(f"{group}={name}: there is no such choice; {suggest(name, names)}")
+    loaded = OmegaConf.load(CONF / group / f"{name}.yaml")
+    return loaded if len(loaded) else None

@@ -1,0 +1,264 @@
+"""python train.py: begin a run, or go on with one."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import re
+import secrets
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from diffusion import callbacks as cb
+from diffusion.errors import Stopped, UserError
+from diffusion.files import replace_file
+from diffusion.modules import DiffusionModule
+from diffusion.random import seed_of
+from diffusion.runs import Run, build_generative, build_module, data_section, differences, factory
+
+log = logging.getLogger("diffusion")
+
+LAUNCHER_VARIABLES = ("LOCAL_RANK", "TORCHELASTIC_RUN_ID", "SLURM_PROCID")
+
+
+def train(cfg: DictConfig) -> None:
+    """Train what the config describes, until the first of its limits.
+
+    Raises UserError for what the user can mend, and Stopped after a signal, when the state has been saved.
+    """
+    signals = cb.StopSignals()
+    signals.install()
+    budget = check(cfg)
+    datamodule = instantiate(cfg.dataset, seed=cfg.seed, batch_size=cfg.batch_size)
+    datamodule.prepare_data()
+    cfg = add_data(cfg, data_section(datamodule.spec, datamodule.std(), datamodule.fingerprint()))
+
+    directory = Path(cfg.runs_dir) / cfg.experiment / cfg.run_id
+    run = find_run(directory, cfg)
+    module = build_module(cfg, datamodule.spec, cfg.data.std)
+    parameters = sum(p.numel() for p in module.network.parameters())
+    if run is None:
+        run = start_run(directory, cfg)
+    with lock(directory), logging_to(directory / "train.log"):
+        checkpoint = run.newest_checkpoint()
+        step, elapsed = position(run, checkpoint)
+        if checkpoint and budget.reached(step, elapsed):
+            log.info("run %s is finished (step %d, %s): a larger limit goes on", directory, step, clock(elapsed))
+            return
+        log.info(
+            "%s  %s (%.2f M parameters) on %s",
+            directory,
+            type(module.network).__name__,
+            parameters / 1e6,
+            cfg.dataset._target_,
+        )
+        if checkpoint:
+            log.info("continues from step %d (%s)", step, checkpoint.name)
+        fit(run, cfg, module, datamodule, budget, signals, checkpoint, step)
+        log.info("finished; sample it with\n  python -m diffusion sample run=%s", directory)
+
+
+def check(cfg: DictConfig) -> cb.Budget:
+    """Hold the root keys to their ranges and fill in the run id. Raises UserError. Returns the run's limits."""
+    if cfg.resume not in ("auto", "never"):
+        raise UserError(f"resume={cfg.resume}: give auto or never")
+    positive = {f"trainer.{key}": cfg.trainer[key] for key in cfg.trainer if key not in ("max_time", "max_steps")}
+    positive |= {"batch_size": cfg.batch_size, "checkpoint.every_n_steps": cfg.checkpoint.every_n_steps}
+    positive |= {"trainer.max_steps": cfg.trainer.max_steps}
+    for key, value in positive.items():
+        if value is not None and value <= 0:
+            raise UserError(f"{key}={value}: give a number above 0")
+    if cfg.trainer.max_steps is None and cfg.trainer.max_time is None:
+        raise UserError("the run would never end: set trainer.max_steps or trainer.max_time")
+    multirun = HydraConfig.get().mode == RunMode.MULTIRUN
+    if multirun and cfg.accelerator.devices != 1 and not any(name in os.environ for name in LAUNCHER_VARIABLES):
+        raise UserError(
+            f"-m with accelerator.devices={cfg.accelerator.devices}: every process would start the sweep again; "
+            "use one device a trial, or start each trial by torchrun or srun"
+        )
+    if cfg.run_id is None:
+        cfg.run_id = sweep_id() if multirun else f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.,=+-]*", cfg.run_id):
+        raise UserError(f"run_id={cfg.run_id}: use letters, digits and _ . , = + - only; it names one folder")
+    return cb.Budget(cfg.trainer.max_steps, seconds_of(cfg.trainer.max_time))
+
+
+def sweep_id() -> str:
+    """The id of a multirun's trial: its sorted overrides, so that the same sweep finds the same runs again."""
+    ignored = ("runs_dir=", "logger=", "logger.", "run_id=")
+    overrides = sorted(o for o in HydraConfig.get().overrides.task if not o.lstrip("+~").startswith(ignored))
+    name = re.sub(r"[^A-Za-z0-9_.,=+-]+", "-", ",".join(overrides)).strip(".,=+-") or "defaults"
+    unchanged = name == ",".join(overrides) and len(name) <= 120
+    return name if unchanged else f"{name[:100]}-{seed_of(*overrides):016x}"
+
+
+def seconds_of(max_time: str | None) -> float | None:
+    """DD:HH:MM:SS as seconds. Raises UserError for anything else."""
+    if max_time is None:
+        return None
+    parts = max_time.split(":")
+    if len(parts) != 4 or not all(part.isdigit() for part in parts) or not any(int(part) for part in parts):
+        raise UserError(f"trainer.max_time={max_time}: give DD:HH:MM:SS, for example 00:00:10:00 for ten minutes")
+    days, hours, minutes, seconds = (int(part) for part in parts)
+    return timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds).total_seconds()
+
+
+def clock(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
+
+
+def add_data(cfg: DictConfig, data: Mapping[str, Any]) -> DictConfig:
+    """The config, resolved and as plain values, with what it must know of the data."""
+    return OmegaConf.create({**OmegaConf.to_container(cfg, resolve=True), "data": dict(data), "wandb_id": None})
+
+
+def find_run(directory: Path, cfg: DictConfig) -> Run | None:
+    """The run to go on with, if there is one. Raises UserError if it may not go on with this config."""
+    if not directory.exists() or not any(directory.iterdir()):
+        return None
+    run = Run.open(directory)
+    if cfg.resume == "never":
+        raise UserError(f"run {directory} exists and resume=never: choose another run_id")
+    changed = differences(run.config, cfg)
+    if changed:
+        raise UserError(
+            f"run {directory} was made with another config ({'; '.join(changed)}): use the same one, or another run_id"
+        )
+    cfg.wandb_id = run.config.wandb_id
+    return run
+
+
+def start_run(directory: Path, cfg: DictConfig) -> Run:
+    """Make the run's directory, whose config.yaml is written once."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        cfg.wandb_id = secrets.token_hex(4)
+        replace_file(directory / "config.yaml", lambda path: OmegaConf.save(cfg, path))
+    except OSError as error:
+        raise UserError(f"cannot make the run directory {directory}: {error.strerror}; set runs_dir") from error
+    return Run(directory, cfg)
+
+
+def position(run: Run, checkpoint: Path | None) -> tuple[int, float]:
+    """Steps and seconds of training that a checkpoint holds."""
+    if checkpoint is None:
+        return 0, 0.0
+    content = run.load_checkpoint(checkpoint)
+    return content["global_step"], content["callbacks"]["Budget"]["elapsed"]
+
+
+def fit(
+    run: Run,
+    cfg: DictConfig,
+    module: DiffusionModule,
+    datamodule: pl.LightningDataModule,
+    budget: cb.Budget,
+    signals: cb.StopSignals,
+    checkpoint: Path | None,
+    step: int,
+) -> None:
+    metrics_csv = cb.MetricsCSV(run.directory / "metrics.csv")
+    metrics_csv.cut_back(step)
+    loggers = [metrics_csv]
+    if cfg.logger:
+        # The id was made with the run, so a run that goes on appends to its own page.
+        loggers.append(instantiate(cfg.logger, id=cfg.wandb_id, resume="allow", save_dir=str(run.directory)))
+    trainer = pl.Trainer(
+        **cfg.accelerator,
+        logger=loggers,
+        callbacks=callbacks_of(run, cfg, module, datamodule, budget, signals),
+        plugins=[cb.AtomicCheckpointIO()],
+        max_epochs=-1,
+        val_check_interval=cfg.trainer.validate_every_n_steps * cfg.trainer.accumulate_grad_batches,
+        check_val_every_n_epoch=None,
+        accumulate_grad_batches=cfg.trainer.accumulate_grad_batches,
+        gradient_clip_val=cfg.trainer.gradient_clip_val,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=str(run.directory),
+    )
+    try:
+        trainer.fit(module, datamodule, ckpt_path=checkpoint, weights_only=True)
+    except Stopped:
+        log.info(
+            "stopped by %s at step %d, saved; the same command goes on", signals.received.name, trainer.global_step
+        )
+        raise
+    finally:
+        if cfg.logger:
+            import wandb
+
+            # Two runs in one process, as in a multirun, would otherwise share a page.
+            wandb.finish()
+
+
+def callbacks_of(
+    run: Run,
+    cfg: DictConfig,
+    module: DiffusionModule,
+    datamodule: pl.LightningDataModule,
+    budget: cb.Budget,
+    signals: cb.StopSignals,
+) -> list[pl.Callback]:
+    """All callbacks, in the order that they act in: what a step or a validation brings, then its checkpoint."""
+    ema = instantiate(cfg.callbacks.ema)
+    metrics = cb.MetricsLog(budget, cfg.batch_size, cfg.trainer.log_every_n_steps)
+    return [
+        budget,
+        factory(cfg.callbacks.learning_rate)(budget=budget),
+        ema,
+        metrics,
+        factory(cfg.callbacks.previews)(
+            generative=build_generative(cfg, module), spec=datamodule.spec, folder=run.directory / "samples", ema=ema
+        ),
+        cb.LossFigure(run.directory / "metrics.csv", run.directory / "figures" / "loss.png"),
+        cb.ProgressBar(budget, metrics),
+        cb.Checkpoints(run.checkpoints, cfg.checkpoint.every_n_steps, signals),
+    ]
+
+
+@contextmanager
+def lock(directory: Path) -> Iterator[None]:
+    """Keep a second process out of the run. Raises UserError if one is at work in it."""
+    with (directory / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(f"run {directory} is at work in another process: wait for it, or stop it") from error
+        yield
+
+
+@contextmanager
+def logging_to(path: Path) -> Iterator[None]:
+    """Log to the run's train.log and to standard error, without Lightning's chatter."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module="pytorch_lightning")
+    file, console = logging.FileHandler(path), logging.StreamHandler(sys.stderr)
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.INFO)
+    for handler in (file, console):
+        root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+        for handler in (file, console):
+            root.removeHandler(handler)
+        file.close()

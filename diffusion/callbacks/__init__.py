@@ -1,0 +1,26 @@
+"""Lightning callbacks: what happens around the training steps."""
+
+from diffusion.callbacks.budget import Budget
+from diffusion.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints
+from diffusion.callbacks.ema import EMA
+from diffusion.callbacks.learning_rate import LearningRate
+from diffusion.callbacks.loss_figure import LossFigure
+from diffusion.callbacks.metrics_csv import MetricsCSV
+from diffusion.callbacks.metrics_log import MetricsLog
+from diffusion.callbacks.previews import Previews
+from diffusion.callbacks.progress import ProgressBar
+from diffusion.callbacks.signals import StopSignals
+
+__all__ = [
+    "EMA",
+    "AtomicCheckpointIO",
+    "Budget",
+    "Checkpoints",
+    "LearningRate",
+    "LossFigure",
+    "MetricsCSV",
+    "MetricsLog",
+    "Previews",
+    "ProgressBar",
+    "StopSignals",
+]

@@ -1,0 +1,50 @@
+"""How long a run may train: the first limit reached ends it."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytorch_lightning as pl
+
+
+class Budget(pl.Callback):
+    """Ends training after max_steps optimizer steps or max_seconds of training, whichever comes first.
+
+    The time already used is in the checkpoint, so it counts over restarts; a final validation follows the last step.
+    """
+
+    def __init__(self, max_steps: int | None, max_seconds: float | None):
+        self.max_steps, self.max_seconds = max_steps, max_seconds
+        self._used = 0.0
+        self._since: float | None = None
+
+    def elapsed(self) -> float:
+        """Seconds of training so far, over all restarts."""
+        return self._used + (time.monotonic() - self._since if self._since is not None else 0.0)
+
+    def progress(self, step: int) -> float:
+        """The share of the run that is done after `step` steps, in [0, 1], by the limit that is nearer."""
+        return min(1.0, self._share(step, self.elapsed()))
+
+    def reached(self, step: int, elapsed: float) -> bool:
+        """Whether a run of `step` steps and `elapsed` seconds is finished."""
+        return self._share(step, elapsed) >= 1
+
+    def _share(self, step: int, elapsed: float) -> float:
+        by_steps = step / self.max_steps if self.max_steps else 0.0
+        by_time = elapsed / self.max_seconds if self.max_seconds else 0.0
+        return max(by_steps, by_time)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"elapsed": self.elapsed()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._used = state_dict["elapsed"]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._since = time.monotonic()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        if self.reached(trainer.global_step, self.elapsed()):
+            trainer.should_stop = True

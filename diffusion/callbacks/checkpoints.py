@@ -1,0 +1,105 @@
+"""Checkpoints that survive a kill at any moment, and the stop that a signal asks for."""
+
+from __future__ import annotations
+
+import math
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
+
+from diffusion.callbacks.signals import StopSignals
+from diffusion.errors import Stopped, UserError
+from diffusion.files import replace_file
+
+LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
+
+
+class Checkpoints(pl.Callback):
+    """Keeps last.ckpt, the one before it (previous.ckpt), and best.ckpt by the validation loss.
+
+    A checkpoint of step n is written after everything else that belongs to step n: its log rows, and its validation
+    where one is due. So a run that goes on from it repeats and skips nothing. When a signal has come, the state is
+    saved and Stopped is raised.
+    """
+
+    def __init__(self, folder: Path, every_n_steps: int, signals: StopSignals):
+        self.folder, self.every_n_steps, self.signals = folder, every_n_steps, signals
+        self.best = math.inf
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best = state_dict["best"]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Lightning has put its own handlers in place by now.
+        self.signals.install()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        validation_follows = trainer.should_stop or (batch_idx + 1) % trainer.val_check_batch == 0
+        if not validation_follows:
+            self._settled(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        loss = float(trainer.callback_metrics["val/loss"])
+        if loss < self.best:
+            self.best = loss
+            self._save(trainer, BEST)
+        self._settled(trainer)
+
+    def _settled(self, trainer: pl.Trainer) -> None:
+        if trainer.global_step % self.every_n_steps == 0 or trainer.should_stop or self.signals.received:
+            self._save(trainer, LAST)
+        if self.signals.received and not trainer.should_stop:
+            raise Stopped
+
+    def _save(self, trainer: pl.Trainer, name: str) -> None:
+        trainer.save_checkpoint(self.folder / name)
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint whole or not at all, and keeps the last one as previous.ckpt until the new one is there.
+
+    Raises UserError when it cannot be written, as on a full disk; what was there before stays.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        path = Path(path)
+
+        def write(temporary: Path) -> None:
+            with temporary.open("wb") as file:
+                torch.save(checkpoint, file)
+
+        def keep_previous(temporary: Path) -> None:
+            write(temporary)
+            if path.name == LAST and path.exists():
+                replace_file(path.with_name(PREVIOUS), lambda link: os.link(path, link))
+
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(path, keep_previous)
+        except (OSError, RuntimeError) as error:
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            raise UserError(
+                f"cannot write checkpoint {path}: {reason}; the checkpoints already there are whole: "
+                "make room and start the same command again"
+            ) from error
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a checkpoint's file is complete: torch writes a zip archive, whose members carry check sums."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (OSError, zipfile.BadZipFile, EOFError, ValueError, NotImplementedError):
+        return False

@@ -1,0 +1,55 @@
+"""figures/loss.png, drawn from metrics.csv."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytorch_lightning as pl
+
+from diffusion.callbacks.metrics_csv import read_rows
+
+
+class LossFigure(pl.Callback):
+    """Draws the curves anew after each validation; the last one comes at the end of the run."""
+
+    def __init__(self, metrics: Path, figure: Path):
+        self.metrics, self.figure = metrics, figure
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero:
+            draw_losses(self.metrics, self.figure)
+
+
+def draw_losses(metrics: Path, figure: Path) -> None:
+    """Training and validation loss over steps, and the validation loss by noise level, as a PNG."""
+    from matplotlib.figure import Figure
+
+    rows = read_rows(metrics)
+
+    def curve(name: str) -> tuple[list[int], list[float]]:
+        points = [(int(row["step"]), float(row[name])) for row in rows if row.get(name)]
+        return [step for step, _ in points], [value for _, value in points]
+
+    canvas = Figure(figsize=(10, 4), layout="constrained")
+    total, by_noise = canvas.subplots(1, 2)
+    total.plot(*curve("train/loss"), color="tab:gray", alpha=0.7, label="training")
+    total.plot(*curve("val/loss"), color="tab:blue", marker="o", markersize=3, label="validation (averaged weights)")
+    total.set_title("loss")
+    total.legend()
+    for name in sorted({name for row in rows for name in row if name.startswith("loss_by_noise/")}, key=_by_noise):
+        label = name.removeprefix("loss_by_noise/log_snr_").replace("_", " ")
+        by_noise.plot(*curve(name), marker="o", markersize=3, label=label)
+    by_noise.set_title("validation loss by noise level")
+    by_noise.legend(title="log-SNR")
+    for axes in (total, by_noise):
+        axes.set_xlabel("optimizer step")
+        axes.set_yscale("log")
+        axes.grid(alpha=0.3)
+    figure.parent.mkdir(parents=True, exist_ok=True)
+    canvas.savefig(figure, dpi=120)
+
+
+def _by_noise(name: str) -> tuple[int, float]:
+    words = name.split("log_snr_")[1].split("_")
+    order = {"below": 0, "above": 2}.get(words[0], 1)
+    return order, float(words[0]) if order == 1 else 0.0

@@ -1,0 +1,30 @@
+"""The signals with which a cluster, or a user, asks a run to stop."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []))
+
+
+class StopSignals:
+    """Remembers that SIGTERM, SIGUSR1 or SIGINT came, for the training loop to act on at the next settled moment.
+
+    A second SIGINT interrupts at once.
+    """
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+
+    def install(self) -> None:
+        """Take over the signals; in another thread than the main one nothing can be done."""
+        if threading.current_thread() is threading.main_thread():
+            for number in STOP_SIGNALS:
+                signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.received is signal.SIGINT and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = signal.Signals(number)

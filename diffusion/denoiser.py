@@ -1,0 +1,80 @@
+"""The denoiser: noise scheduler + parameterization + network -> E[x0 | x_t].
+
+Samplers, guidance, objectives and tasks know nothing else of a model. Times are float64 tensors, () or (B,), best on
+the CPU: the coefficients are computed where the times are, and only their float32 values travel to the images'
+device.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from diffusion.errors import UserError
+from diffusion.parameterizations import Coefficients, Parameterization
+from diffusion.schedulers import NoiseScheduler
+
+Cond = Mapping[str, Tensor]
+
+
+class Prediction(NamedTuple):
+    """mean = E[x0 | x_t], (B, C, *S); log_var, the log-variance of the reverse step where it is learned, or None."""
+
+    mean: Tensor
+    log_var: Tensor | None = None
+
+
+class Denoiser(nn.Module, ABC):
+    """Trained networks, analytic toys and guidance wrappers alike."""
+
+    scheduler: NoiseScheduler
+
+    @abstractmethod
+    def predict(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Prediction:
+        """E[x0 | x_t] for x_t (B, C, *S) at times t, () or (B,) in (0, 1]."""
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
+        return self.predict(x_t, t, cond).mean
+
+
+class NetworkDenoiser(Denoiser):
+    """D(x_t) = skip x_t + out F(input x_t, noise, cond), F the network.
+
+    Raises UserError if the parameterization is singular at t = 1, as eps is where the terminal SNR is zero.
+    """
+
+    def __init__(self, scheduler: NoiseScheduler, parameterization: Parameterization, network: nn.Module):
+        super().__init__()
+        self.scheduler = scheduler
+        self.parameterization = parameterization
+        self.network = network
+        _, _, at_end = self.coefficients(torch.ones((), dtype=torch.float64))
+        if not all(torch.isfinite(c) for c in at_end):
+            raise UserError(
+                f"parameterization {type(parameterization).__name__} divides by alpha, and scheduler "
+                f"{type(scheduler).__name__} ends at alpha = 0 (zero terminal SNR): "
+                "choose parameterization=v, x0, flow or edm"
+            )
+
+    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor, Coefficients]:
+        """alpha, sigma and the four coefficients at t, float64 with the shape and on the device of t."""
+        alpha, sigma = self.scheduler.alpha(t), self.scheduler.sigma(t)
+        return alpha, sigma, self.parameterization(alpha, sigma)
+
+    def raw(self, x_t: Tensor, c: Coefficients, cond: Cond | None = None) -> Tensor:
+        """F(input x_t, noise, cond) in float32, (B, C, *S)."""
+        noise = c.noise.to(x_t.device, torch.float32).expand(len(x_t))
+        return self.network(scale(c.input, x_t) * x_t, noise, cond).float()
+
+    def predict(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Prediction:
+        _, _, c = self.coefficients(t)
+        return Prediction(scale(c.skip, x_t) * x_t + scale(c.out, x_t) * self.raw(x_t, c, cond))
+
+
+def scale(c: Tensor, like: Tensor) -> Tensor:
+    """Coefficients, () or (B,), as float32 on the device of `like` (B, ...), shaped to multiply it."""
+    return c.to(like.device, torch.float32).reshape(c.shape + (1,) * (like.ndim - 1) if c.ndim else ())

@@ -1,0 +1,9 @@
+"""What a command reports without a traceback."""
+
+
+class UserError(ValueError):
+    """A mistake of the caller: the message is one line that says what is wrong and what to do."""
+
+
+class Stopped(Exception):
+    """Training was stopped by a signal, after its state was saved."""

@@ -1,0 +1,49 @@
+"""What tasks, callbacks and apps receive: a trained model together with the way to sample it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from diffusion.denoiser import Cond, Denoiser
+from diffusion.grids import TimeGrid
+from diffusion.random import SampleNoise
+from diffusion.samplers import OnStep, Sampler
+
+
+@dataclass(frozen=True)
+class GenerativeModel:
+    """A denoiser, the codec of its space, and a sampler with its grid."""
+
+    denoiser: Denoiser
+    codec: nn.Module
+    sampler: Sampler
+    grid: TimeGrid
+
+    @torch.no_grad()
+    def sample(
+        self,
+        shape: Sequence[int],
+        cond: Cond | None = None,
+        *,
+        seeds: Sequence[int],
+        on_step: OnStep | None = None,
+    ) -> Tensor:
+        """Images (len(seeds), *shape) float32 in about [-1, 1] on the denoiser's device; shape is (C, *S).
+
+        Sample i depends on seeds[i] and its own condition alone. Dropout is off while sampling.
+        """
+        device = next((p.device for p in self.denoiser.parameters()), torch.device("cpu"))
+        cond = {key: value.to(device) for key, value in cond.items()} if cond else None
+        rng = SampleNoise(seeds, device)
+        grid = self.grid(self.denoiser.scheduler)
+        x = rng(self.codec.latent_shape(shape)) * self.denoiser.scheduler.sigma(grid[0]).item()
+        training = self.denoiser.training
+        self.denoiser.eval()
+        try:
+            return self.codec.decode(self.sampler(self.denoiser, x, grid, cond, rng=rng, on_step=on_step))
+        finally:
+            self.denoiser.train(training)

@@ -1,0 +1,8 @@
+"""Grids: which decreasing times a sampler visits."""
+
+from diffusion.grids.base import TimeGrid
+from diffusion.grids.karras import Karras
+from diffusion.grids.log_snr import LogSNR
+from diffusion.grids.uniform import Uniform
+
+__all__ = ["Karras", "LogSNR", "TimeGrid", "Uniform"]

@@ -1,0 +1,5 @@
+"""The thin LightningModules: they train, and know nothing of sampling, metrics or averaging."""
+
+from diffusion.modules.diffusion import DiffusionModule
+
+__all__ = ["DiffusionModule"]

@@ -1,0 +1,249 @@
+"""The U-Net F(x, c_noise, cond), in two or three dimensions, for any number of channels and any image size.
+
+Shapes below: B batch, C channels, S = (H, W) or (D, H, W). Sources: Ho et al. 2020, appendix B; scale and shift by
+the embedding from Dhariwal and Nichol 2021, section 3.1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffusion.denoiser import Cond
+from diffusion.errors import UserError
+
+
+class UNet(nn.Module):
+    """Residual blocks on a pyramid of resolutions, with skip connections from the way down to the way up.
+
+    Args:
+        in_channels, out_channels: of x and of the answer.
+        size: the images' S; it decides where attention goes. Other sizes still run, if the levels can halve them.
+        classes: number of classes, or None for an unconditional network.
+        channels: width of the first level; level i has channels * multipliers[i].
+        blocks: residual blocks a level, on the way down (one more on the way up).
+        attention_size: self-attention at every level whose longest side is at most this; 0 for none.
+        head_channels: width of an attention head.
+        dropout: in every residual block.
+
+    The output layer starts at zero, so an untrained network answers 0. Raises UserError if the smallest side of
+    `size` cannot be halved at every level.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        size: Sequence[int],
+        classes: int | None = None,
+        channels: int = 64,
+        multipliers: Sequence[int] = (1, 2, 2),
+        blocks: int = 2,
+        attention_size: int = 8,
+        head_channels: int = 32,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        spatial_dims = len(size)
+        self.factor = 2 ** (len(multipliers) - 1)
+        if min(size) < self.factor:
+            raise UserError(
+                f"images of {'x'.join(map(str, size))} cannot be halved {len(multipliers) - 1} times by a U-Net of "
+                f"{len(multipliers)} levels: use fewer network.multipliers, a smaller network, or larger images"
+            )
+        longest = math.ceil(max(size) / self.factor) * self.factor
+        width = 4 * channels
+        conv = _conv(spatial_dims)
+
+        self.embedding = Embedding(width, classes)
+        self.input = conv(in_channels, channels, 3, padding=1)
+        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        skips, current = [channels], channels
+        for level, multiplier in enumerate(multipliers):
+            attends = longest // 2**level <= attention_size
+            for _ in range(blocks):
+                self.down.append(
+                    Block(current, channels * multiplier, width, spatial_dims, dropout, attends, head_channels)
+                )
+                current = channels * multiplier
+                skips.append(current)
+            if level < len(multipliers) - 1:
+                self.down.append(Downsample(current, spatial_dims))
+                skips.append(current)
+        attends = longest // self.factor <= attention_size
+        self.middle = nn.ModuleList(
+            [
+                Block(current, current, width, spatial_dims, dropout, attends, head_channels),
+                Block(current, current, width, spatial_dims, dropout, False, head_channels),
+            ]
+        )
+        for level, multiplier in reversed(list(enumerate(multipliers))):
+            attends = longest // 2**level <= attention_size
+            for _ in range(blocks + 1):
+                self.up.append(
+                    Block(
+                        current + skips.pop(),
+                        channels * multiplier,
+                        width,
+                        spatial_dims,
+                        dropout,
+                        attends,
+                        head_channels,
+                    )
+                )
+                current = channels * multiplier
+            if level > 0:
+                self.up.append(Upsample(current, spatial_dims))
+        self.norm = _norm(current)
+        self.output = _zero(conv(current, out_channels, 3, padding=1))
+
+    def forward(self, x: Tensor, c_noise: Tensor, cond: Cond | None = None) -> Tensor:
+        """x (B, in_channels, *S), c_noise (B,) -> (B, out_channels, *S).
+
+        cond may hold "label", int64 (B,) or multi-hot float (B, classes), and "drop", bool (B,): those samples are
+        answered without their label.
+        """
+        embedding = self.embedding(c_noise, cond)  # (B, width)
+        x, crop = pad_to_multiple(x, self.factor)
+        x = self.input(x)
+        skips = [x]
+        for layer in self.down:
+            x = layer(x, embedding)
+            skips.append(x)
+        for layer in self.middle:
+            x = layer(x, embedding)
+        for layer in self.up:
+            x = layer(x, embedding) if isinstance(layer, Upsample) else layer(torch.cat([x, skips.pop()], 1), embedding)
+        return self.output(F.silu(self.norm(x)))[crop]
+
+
+class Embedding(nn.Module):
+    """The noise level, and the class where there is one, as a vector (B, width)."""
+
+    def __init__(self, width: int, classes: int | None, frequencies: int = 64):
+        super().__init__()
+        self.classes = classes
+        self.register_buffer("frequencies", torch.logspace(-1, 2, frequencies, dtype=torch.float32), persistent=False)
+        self.noise = nn.Sequential(nn.Linear(2 * frequencies, width), nn.SiLU(), nn.Linear(width, width))
+        if classes is not None:
+            self.label = nn.Linear(classes + 1, width, bias=False)  # the last input means "no label"
+
+    def forward(self, c_noise: Tensor, cond: Cond | None) -> Tensor:
+        phase = c_noise[:, None] * self.frequencies  # (B, frequencies)
+        embedding = self.noise(torch.cat([phase.cos(), phase.sin()], 1))
+        if self.classes is not None:
+            embedding = embedding + self.label(self._one_hot(len(c_noise), cond or {}).to(embedding.dtype))
+        return F.silu(embedding)
+
+    def _one_hot(self, count: int, cond: Cond) -> Tensor:
+        none = F.one_hot(torch.tensor(self.classes), self.classes + 1).to(self.frequencies)
+        if "label" not in cond:
+            return none.expand(count, -1)
+        label = cond["label"]
+        hot = F.one_hot(label, self.classes) if label.ndim == 1 else label
+        hot = F.pad(hot.to(none), (0, 1))  # (B, classes + 1)
+        return torch.where(cond["drop"][:, None], none, hot) if "drop" in cond else hot
+
+
+class Block(nn.Module):
+    """Two convolutions around a residual connection, scaled and shifted by the embedding; then attention, if any."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        width: int,
+        spatial_dims: int,
+        dropout: float,
+        attends: bool,
+        head_channels: int,
+    ):
+        super().__init__()
+        conv = _conv(spatial_dims)
+        self.norm1 = _norm(in_channels)
+        self.conv1 = conv(in_channels, out_channels, 3, padding=1)
+        self.scale_shift = nn.Linear(width, 2 * out_channels)
+        self.norm2 = _norm(out_channels)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = _zero(conv(out_channels, out_channels, 3, padding=1))
+        self.shortcut = conv(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
+        self.attention = Attention(out_channels, head_channels) if attends else nn.Identity()
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        scale, shift = self.scale_shift(embedding).reshape(len(x), -1, *(1,) * (x.ndim - 2)).chunk(2, 1)
+        h = self.norm2(h) * (1 + scale) + shift
+        return self.attention(self.shortcut(x) + self.conv2(self.dropout(F.silu(h))))
+
+
+class Attention(nn.Module):
+    """Self-attention over all positions, around a residual connection."""
+
+    def __init__(self, channels: int, head_channels: int):
+        super().__init__()
+        self.heads = max(1, channels // head_channels)
+        if channels % self.heads:
+            raise UserError(f"network.head_channels={head_channels} does not divide a level's {channels} channels")
+        self.norm = _norm(channels)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.output = _zero(nn.Linear(channels, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.norm(x).flatten(2).mT  # (B, N, C), N positions
+        q, k, v = (
+            self.qkv(tokens).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        )  # each (B, heads, N, C/heads)
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)  # (B, N, C)
+        return x + self.output(mixed).mT.reshape(x.shape)
+
+
+class Downsample(nn.Module):
+    """Halve each side with a strided convolution."""
+
+    def __init__(self, channels: int, spatial_dims: int):
+        super().__init__()
+        self.conv = _conv(spatial_dims)(channels, channels, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+class Upsample(nn.Module):
+    """Double each side: nearest neighbour, then a convolution."""
+
+    def __init__(self, channels: int, spatial_dims: int):
+        super().__init__()
+        self.conv = _conv(spatial_dims)(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+def pad_to_multiple(x: Tensor, factor: int) -> tuple[Tensor, tuple[slice, ...]]:
+    """Pad each side of x (B, C, *S) to a multiple of `factor` by its edge values; also the slices that undo it."""
+    pads, crop = [], [slice(None), slice(None)]
+    for side in x.shape[2:]:
+        extra = -side % factor
+        pads.append((extra // 2, extra - extra // 2))
+        crop.append(slice(extra // 2, extra // 2 + side))
+    if any(sum(pad) for pad in pads):
+        x = F.pad(x, [p for pad in reversed(pads) for p in pad], mode="replicate")
+    return x, tuple(crop)
+
+
+def _conv(spatial_dims: int) -> type[nn.Module]:
+    return {2: nn.Conv2d, 3: nn.Conv3d}[spatial_dims]
+
+
+def _norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(math.gcd(32, channels // 4) if channels >= 8 else 1, channels)
+
+
+def _zero(layer: nn.Module) -> nn.Module:
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer

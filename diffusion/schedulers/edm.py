@@ -1,0 +1,27 @@
+"""The variance-exploding process of EDM."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffusion.schedulers.base import NoiseScheduler
+
+
+@dataclass(frozen=True)
+class EDM(NoiseScheduler):
+    """alpha = 1, sigma(t) = sigma_max t^rho: a uniform grid in t is the grid of Karras et al. 2022, eq. 5."""
+
+    sigma_max: float = 80.0
+    rho: float = 7.0
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return self.sigma_max * t**self.rho
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        return (torch.exp(-log_snr / 2) / self.sigma_max) ** (1 / self.rho)

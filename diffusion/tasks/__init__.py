@@ -1,0 +1,1 @@
+"""Tasks: what a generative model is used for. Functions of objects and tensors; the commands are in apps."""

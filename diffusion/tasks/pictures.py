@@ -1,0 +1,72 @@
+"""Pictures: grids, strips and animations, as PNG and GIF.
+
+Images are uint8 (N, C, *S). Three-dimensional ones are shown by their middle slice; other channel counts than 1 and 3
+by their first channel. Small images are enlarged by a whole factor, so that their pixels stay sharp.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+GAP = 2
+BACKGROUND = 255
+
+
+def flat(images: Tensor) -> Tensor:
+    """Any images (N, C, *S) as ones that can be shown, uint8 (N, 1 or 3, H, W)."""
+    if images.ndim == 5:
+        images = images[:, :, images.shape[2] // 2]
+    return images if images.shape[1] in (1, 3) else images[:, :1]
+
+
+def tile(images: Tensor, columns: int, enlarge: int) -> np.ndarray:
+    """Images (N, C, H, W) row by row on one canvas, uint8 (height, width, 3)."""
+    images = flat(images).repeat_interleave(enlarge, -1).repeat_interleave(enlarge, -2)
+    n, _, height, width = images.shape
+    rows = math.ceil(n / columns)
+    canvas = np.full((rows * (height + GAP) + GAP, columns * (width + GAP) + GAP, 3), BACKGROUND, np.uint8)
+    for i, image in enumerate(images):
+        top, left = GAP + i // columns * (height + GAP), GAP + i % columns * (width + GAP)
+        canvas[top : top + height, left : left + width] = image.expand(3, -1, -1).permute(1, 2, 0).numpy()
+    return canvas
+
+
+def columns_of(n: int, classes: int | None) -> int:
+    """As many columns as classes, so that each column shows one class; a square where there are none."""
+    if classes is not None and 2 <= classes <= 16 and n >= classes:
+        return classes * max(1, round(math.sqrt(n) / classes))
+    return math.ceil(math.sqrt(n))
+
+
+def save_grid(images: Tensor, path: Path, columns: int | None = None) -> None:
+    """All images as one PNG."""
+    columns = columns or columns_of(len(images), None)
+    Image.fromarray(tile(images, columns, enlargement(images, columns))).save(path)
+
+
+def save_strip(strip: tuple[Tensor, Tensor], path: Path) -> None:
+    """Pairs of rows: a sample on its way from noise, and what the model expects of it at each moment.
+
+    strip: two tensors (count, moments, *shape), as Trajectory.strip gives them.
+    """
+    noisy, means = strip
+    rows = torch.stack([noisy, means], 1).flatten(0, 2)
+    Image.fromarray(tile(rows, noisy.shape[1], enlargement(rows, noisy.shape[1]))).save(path)
+
+
+def save_animation(frames: list[Tensor], path: Path, columns: int, milliseconds: int = 80) -> None:
+    """One GIF; each frame is a batch of images (N, C, *S), and the last one stays for two seconds."""
+    pictures = [Image.fromarray(tile(frame, columns, enlargement(frame, columns))) for frame in frames]
+    durations = [milliseconds] * (len(pictures) - 1) + [2000]
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=durations, loop=0)
+
+
+def enlargement(images: Tensor, columns: int, target: int = 800) -> int:
+    """The whole factor that brings `columns` images to about `target` pixels in all; at least 1, at most 8."""
+    return max(1, min(8, round(target / (columns * images.shape[-1]))))

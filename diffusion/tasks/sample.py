@@ -1,0 +1,99 @@
+"""Draw samples from a generative model, batch by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from diffusion.errors import UserError
+from diffusion.generative import GenerativeModel
+from diffusion.random import seed_of
+from diffusion.samplers import OnStep
+
+
+def labels_of(label: int | Sequence[int] | str | None, n: int, classes: int | None) -> Tensor | None:
+    """The class of each of n samples, int64 (n,), or None for a model that knows no classes.
+
+    `label` is a class, a list of classes to take in turn, "all" for every class in turn, or None for "all" where
+    there are classes. Raises UserError for a class that does not exist, or any class where there are none.
+    """
+    if classes is None:
+        if label is not None and label != "all":
+            raise UserError(f"label={label}: this run was trained without labels; leave label out")
+        return None
+    wanted = list(range(classes)) if label is None or label == "all" else label
+    wanted = [wanted] if isinstance(wanted, int) else wanted
+    if not isinstance(wanted, (list, tuple)) or not wanted or not all(type(w) is int for w in wanted):
+        raise UserError(f"label={label}: give a class index, a list of them such as [0,1], or all")
+    for w in wanted:
+        if not 0 <= w < classes:
+            raise UserError(f"label={w}: the classes of this run are 0 to {classes - 1}")
+    return torch.tensor([wanted[i % len(wanted)] for i in range(n)])
+
+
+def sample(
+    generative: GenerativeModel,
+    shape: Sequence[int],
+    n: int,
+    labels: Tensor | None,
+    seed: int,
+    batch_size: int,
+    on_step: OnStep | None = None,
+    on_batch: Callable[[int], None] | None = None,
+) -> Tensor:
+    """n images as uint8 (n, *shape) on the CPU; shape is (C, *S).
+
+    Image i depends on (seed, i) and its label alone. `on_step` sees the steps of the first batch only; `on_batch` is
+    told after each batch how many images are done. Raises UserError if n or batch_size is below 1.
+    """
+    check_positive(n=n, batch_size=batch_size)
+    images = []
+    for first in range(0, n, batch_size):
+        places = range(first, min(first + batch_size, n))
+        cond = None if labels is None else {"label": labels[places.start : places.stop]}
+        seeds = [seed_of(seed, place) for place in places]
+        batch = generative.sample(shape, cond, seeds=seeds, on_step=on_step if first == 0 else None)
+        images.append(to_uint8(batch).cpu())
+        if on_batch is not None:
+            on_batch(places.stop)
+    return torch.cat(images)
+
+
+def check_positive(**values: int) -> None:
+    """Raises UserError for a value below 1, by its name."""
+    for name, value in values.items():
+        if value < 1:
+            raise UserError(f"{name}={value}: ask for at least 1")
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """[-1, 1] -> 0 ... 255, rounded to the nearest; values outside are clipped. Raises UserError for NaN."""
+    if not torch.isfinite(images).all():
+        raise UserError("the model made values that are not finite: it has not been trained, or it has diverged")
+    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+class Trajectory:
+    """An on_step callback that keeps the first `count` samples on their way, as uint8."""
+
+    def __init__(self, count: int):
+        self.count = count
+        self.noisy: list[Tensor] = []
+        self.means: list[Tensor] = []
+
+    def __call__(self, step: int, x: Tensor, mean: Tensor) -> None:
+        # Noise of any scale is shown over +-3 of its own standard deviations, until it is within the images' range.
+        x = x[: self.count].float()
+        self.noisy.append(to_uint8(x / max(1.0, x.std().item() * 3 if x.numel() > 1 else 1.0)).cpu())
+        self.means.append(to_uint8(mean[: self.count].float()).cpu())
+
+    def strip(self, columns: int = 8) -> tuple[Tensor, Tensor]:
+        """Up to `columns` moments spread evenly from the first step to the last: x_t and E[x0 | x_t].
+
+        Each is uint8 (count, columns, *shape).
+        """
+        last = len(self.noisy) - 1
+        chosen = sorted({round(last * c / max(1, columns - 1)) for c in range(columns)})
+        return torch.stack([self.noisy[c] for c in chosen], 1), torch.stack([self.means[c] for c in chosen], 1)

@@ -1,0 +1,110 @@
+"""Helpers that train small runs, in this process or in one that can be killed."""
+
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from diffusion.apps import cli
+from diffusion.apps.config import CONF
+from diffusion.callbacks.metrics_csv import read_rows
+
+SMALL = [
+    "experiment=digits_pixel",
+    "accelerator=cpu",
+    "network.channels=8",
+    "network.dropout=0.1",
+    "trainer.max_time=null",
+    "batch_size=16",
+    "callbacks.previews.n=4",
+    "grid.steps=2",
+]
+
+
+def composed(overrides: list[str]) -> DictConfig:
+    """The config of `python train.py OVERRIDES`."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", overrides, return_hydra_config=True)
+    HydraConfig.instance().set_config(cfg)
+    choices = cfg.hydra.runtime.choices
+    OmegaConf.set_struct(cfg, False)
+    cfg.experiment = choices.experiment
+    del cfg["hydra"]
+    OmegaConf.set_struct(cfg, True)
+    return cfg
+
+
+def run_training(runs_dir: Path, *overrides: str) -> Path:
+    """Train in this process; the run directory, whose run_id is `run` unless the overrides say otherwise."""
+    from diffusion.apps.train import train
+
+    cfg = composed([*SMALL, f"runs_dir={runs_dir}", "run_id=run", *overrides])
+    train(cfg)
+    return Path(runs_dir) / cfg.experiment / cfg.run_id
+
+
+def state(run: Path) -> dict[str, torch.Tensor]:
+    """Everything that training has changed, as named tensors."""
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    tensors = {f"weights.{k}": v for k, v in checkpoint["state_dict"].items()}
+    tensors |= {f"ema.{k}": v for k, v in checkpoint["ema"].items()}
+    for i, values in checkpoint["optimizer_states"][0]["state"].items():
+        tensors |= {f"optimizer.{i}.{k}": torch.as_tensor(v) for k, v in values.items()}
+    return tensors | {"step": torch.tensor(checkpoint["global_step"])}
+
+
+def losses(run: Path) -> list[dict[str, str]]:
+    """The rows of metrics.csv without what depends on the clock."""
+    timed = {"elapsed_seconds", "train/images_per_second"}
+    return [{k: v for k, v in row.items() if k not in timed} for row in read_rows(run / "metrics.csv")]
+
+
+def assert_same_run(run: Path, reference: Path) -> None:
+    """Weights, average, optimizer state and logged losses are equal to the bit."""
+    found, wanted = state(run), state(reference)
+    assert found.keys() == wanted.keys()
+    different = [name for name in wanted if not torch.equal(found[name], wanted[name])]
+    assert not different
+    assert losses(run) == losses(reference)
+
+
+def _child(overrides: list[str], kill: str | None) -> None:
+    torch.set_num_threads(1)
+    if kill == "first step":
+        from diffusion.modules import DiffusionModule
+
+        DiffusionModule.training_step = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
+    if kill == "checkpoint":
+        save = torch.save
+
+        def half(content: object, file: object) -> None:
+            save(content, file)
+            file.flush()
+            file.truncate(file.tell() // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        torch.save = half
+
+    def body() -> None:
+        from diffusion.apps.train import train
+
+        train(composed(overrides))
+
+    cli.run(body)
+
+
+def start_training(runs_dir: Path, *overrides: str, kill: str | None = None) -> multiprocessing.Process:
+    """Train in a process of its own, which kills itself at the "first step" or in the middle of a "checkpoint".
+
+    A fork server has done the imports, so that a start costs a tenth of a second.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.training", "diffusion.apps.train", "datamodules.digits"])
+    process = context.Process(target=_child, args=([*SMALL, f"runs_dir={runs_dir}", "run_id=run", *overrides], kill))
+    process.start()
+    return process
