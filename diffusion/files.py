@@ -7,16 +7,25 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-def replace_file(path: Path, write: Callable[[Path], None]) -> None:
+def replace_file(path: Path, write: Callable[[Path], None], keep: Path | None = None) -> None:
     """Let `write` make a temporary file beside `path`, bring it to the disk, then rename it to `path`.
 
-    A kill at any moment leaves the old file or the new one. If `write` raises, the temporary file is removed.
+    A kill at any moment leaves the old file, under its name or as `keep`, or the new one. If `write` raises, the
+    temporary file is removed and nothing has changed.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
+        if keep is not None and path.exists():
+            os.replace(path, keep)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what killed calls of `replace_file` have left; no other process may be writing there."""
+    for temporary in folder.glob(".*.tmp"):
+        temporary.unlink()

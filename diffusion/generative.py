@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -41,9 +42,17 @@ class GenerativeModel:
         rng = SampleNoise(seeds, device)
         grid = self.grid(self.denoiser.scheduler)
         x = rng(self.codec.latent_shape(shape)) * self.denoiser.scheduler.sigma(grid[0]).item()
-        training = self.denoiser.training
-        self.denoiser.eval()
-        try:
+        with evaluating(self.denoiser), evaluating(self.codec):
             return self.codec.decode(self.sampler(self.denoiser, x, grid, cond, rng=rng, on_step=on_step))
-        finally:
-            self.denoiser.train(training)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """The module in evaluation mode; each of its parts gets its own mode back, for some may be frozen."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes.items():
+            part.training = training

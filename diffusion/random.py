@@ -67,7 +67,7 @@ class SampleNoise:
     """
 
     def __init__(self, seeds: Sequence[int], device: torch.device | str = "cpu"):
-        self.generators = [generator("sample", seed) for seed in seeds]
+        self.generators = [generator("sample", int(seed)) for seed in seeds]
         self.device = device
 
     def __call__(self, shape: Sequence[int]) -> Tensor:

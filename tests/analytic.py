@@ -1,6 +1,7 @@
-"""What the tests hold the core to: Gaussian data, whose denoiser and probability flow are known in closed form.
+"""What the tests hold the core to: Gaussian data, whose denoiser and probability flow have a closed form.
 
-Also the lists of parts that the tests walk: a new scheduler, parameterization, grid or sampler is tested at once.
+Also the lists of parts that the tests walk: a new scheduler, parameterization, grid or sampler is tested
+at once.
 """
 
 from __future__ import annotations
@@ -34,6 +35,12 @@ ZERO_TERMINAL: dict[str, NoiseScheduler] = {
 }
 EVERY_SCHEDULER = SCHEDULERS | ZERO_TERMINAL
 PARAMETERIZATIONS = _classes(parameterizations)
+PAIRS: dict[str, tuple[NoiseScheduler, str]] = {  # eps is refused at zero terminal SNR
+    f"{name}-{key}": (scheduler, name)
+    for key, scheduler in EVERY_SCHEDULER.items()
+    for name in PARAMETERIZATIONS
+    if not (name == "Eps" and key in ZERO_TERMINAL)
+}
 GRIDS = _classes(grids)
 SAMPLERS: dict[str, Callable] = {
     name: getattr(samplers, name) for name in samplers.__all__ if inspect.isfunction(getattr(samplers, name))

@@ -1,6 +1,5 @@
 """What all tests share."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -8,8 +7,8 @@ import torch
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
-# Tests share the machine's cores with the processes that they start.
-torch.set_num_threads(min(2, os.cpu_count() or 1))
+# The tensors of tests are so small that a second thread only waits.
+torch.set_num_threads(1)
 
 
 @pytest.fixture

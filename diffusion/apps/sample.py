@@ -9,15 +9,15 @@ import time
 from pathlib import Path
 
 import numpy as np
-import torch
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
 
 from diffusion.apps.output import best_device, output_folder
 from diffusion.runs import Run
 from diffusion.tasks.pictures import columns_of, save_animation, save_grid
-from diffusion.tasks.sample import Trajectory, check_positive, labels_of, sample
+from diffusion.tasks.sample import Trajectory, check_positive, counted_evaluations, labels_of, sample
 
 log = logging.getLogger("diffusion")
 
@@ -38,7 +38,7 @@ def main(config: DictConfig) -> None:
         TextColumn("sampling"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=Console(stderr=True)
     )
     start = time.perf_counter()
-    with bar:
+    with bar, counted_evaluations(generative.denoiser) as evaluations:
         task = bar.add_task("sampling", total=config.n)
         images = sample(
             generative,
@@ -51,7 +51,19 @@ def main(config: DictConfig) -> None:
             on_batch=lambda done: bar.update(task, completed=done),
         )
     seconds = time.perf_counter() - start
-    write(out, images, labels, config, seconds, trajectory)
+    write_images(out, images, labels, trajectory)
+    metrics = {
+        "n": config.n,
+        "seed": config.seed,
+        "seconds": round(seconds, 3),
+        "images_per_second": round(config.n / seconds, 2),
+        "evaluations_per_image": evaluations() / config.n,
+        "sampler": config.sampler._target_.rsplit(".", 1)[-1],
+        "steps": config.grid.steps,
+        "guidance": config.guidance.scale if config.guidance else None,
+    }
+    (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    write_cases(out / "cases.csv", config.seed, config.n, labels)
     log.info("%d images in %.1f s: %s", config.n, seconds, out / "grid.png")
 
 
@@ -60,34 +72,18 @@ def network_classes(run: Run) -> int | None:
     return run.spec.classes if "label" in run.config.model.condition else None
 
 
-def write(
-    out: Path,
-    images: torch.Tensor,
-    labels: torch.Tensor | None,
-    config: DictConfig,
-    seconds: float,
-    trajectory: Trajectory,
-) -> None:
-    """All files of the task. images: uint8 (n, C, *S)."""
-    channels_last = images.movedim(1, -1).numpy()
-    arrays = {"images": channels_last} | ({} if labels is None else {"labels": labels.numpy()})
+def write_images(out: Path, images: Tensor, labels: Tensor | None, trajectory: Trajectory) -> None:
+    """samples.npz, grid.png and trajectory.gif. images: uint8 (n, C, *S)."""
+    arrays = {"images": images.movedim(1, -1).numpy()} | ({} if labels is None else {"labels": labels.numpy()})
     np.savez_compressed(out / "samples.npz", **arrays)
-    columns = columns_of(min(len(images), GRID_LIMIT), None if labels is None else len(labels.unique()))
-    save_grid(images[:GRID_LIMIT], out / "grid.png", columns)
-    frames = [*trajectory.noisy]
-    save_animation(frames, out / "trajectory.gif", columns_of(len(frames[0]), None))
-    metrics = {
-        "n": len(images),
-        "seed": config.seed,
-        "seconds": round(seconds, 3),
-        "images_per_second": round(len(images) / seconds, 2),
-        "sampler": config.sampler._target_.rsplit(".", 1)[-1],
-        "steps": config.grid.steps,
-        "guidance": config.guidance.scale if config.guidance else None,
-    }
-    (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-    with (out / "cases.csv").open("w", newline="") as file:
+    shown = images[:GRID_LIMIT]
+    save_grid(shown, out / "grid.png", columns_of(len(shown), None if labels is None else len(labels.unique())))
+    save_animation(trajectory.noisy, out / "trajectory.gif", columns_of(len(trajectory.noisy[0]), None))
+
+
+def write_cases(path: Path, seed: int, n: int, labels: Tensor | None) -> None:
+    """One row for each image."""
+    with path.open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["index", "seed", "label"])
-        for i in range(len(images)):
-            rows.writerow([i, config.seed, "" if labels is None else int(labels[i])])
+        rows.writerows([i, seed, "" if labels is None else int(labels[i])] for i in range(n))

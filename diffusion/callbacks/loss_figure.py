@@ -40,7 +40,8 @@ def draw_losses(metrics: Path, figure: Path) -> None:
         label = name.removeprefix("loss_by_noise/log_snr_").replace("_", " ")
         by_noise.plot(*curve(name), marker="o", markersize=3, label=label)
     by_noise.set_title("validation loss by noise level")
-    by_noise.legend(title="log-SNR")
+    if by_noise.lines:
+        by_noise.legend(title="log-SNR")
     for axes in (total, by_noise):
         axes.set_xlabel("optimizer step")
         axes.set_yscale("log")

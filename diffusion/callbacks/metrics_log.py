@@ -17,7 +17,8 @@ from diffusion.errors import UserError
 class MetricsLog(pl.Callback):
     """Logs to every logger: each `every_n_steps` the mean loss since the last row, and each validation its results.
 
-    The loss is summed on the device, and read only when a row is written. Raises UserError when it is not finite.
+    The loss is summed on the device, and read only when a row or a checkpoint is written. Raises UserError when it is
+    not finite, before a checkpoint can hold it.
     """
 
     def __init__(self, budget: Budget, batch_size: int, every_n_steps: int = 50):
@@ -53,11 +54,10 @@ class MetricsLog(pl.Callback):
         rate = trainer.optimizers[0].param_groups[0]["lr"]
         speed = steps * self.batch_size / seconds
         self._write(trainer, {"train/loss": loss, "train/learning_rate": rate, "train/images_per_second": speed})
-        if not math.isfinite(loss):
-            raise UserError(
-                f"the loss is {loss} at step {step}: lower optimizer.lr, or use accelerator.precision=32-true; "
-                "the checkpoints hold the run as it was before"
-            )
+        self._check(loss, step)
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
+        self._check(float(self._sum), trainer.global_step)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._validation_since = time.monotonic()
@@ -68,6 +68,13 @@ class MetricsLog(pl.Callback):
         self._write(trainer, values)
         # Validation is no part of the training speed.
         self._since = (self._since[0] + time.monotonic() - self._validation_since, self._since[1])
+
+    def _check(self, loss: float, step: int) -> None:
+        if not math.isfinite(loss):
+            raise UserError(
+                f"the loss is {loss} at step {step}: lower optimizer.lr, or use accelerator.precision=32-true; "
+                "the checkpoints hold the run as it was before"
+            )
 
     def _write(self, trainer: pl.Trainer, values: dict[str, float]) -> None:
         self.latest |= values

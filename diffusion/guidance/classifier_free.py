@@ -39,7 +39,8 @@ class ClassifierFree(Denoiser):
         if not inside.all():
             raise ValueError("the times of one call lie on both sides of the guidance interval")
         both = {key: torch.cat([value, value]) for key, value in cond.items()}
-        both["drop"] = torch.arange(2 * len(x_t), device=x_t.device) >= len(x_t)
+        dropped = torch.ones(len(x_t), dtype=torch.bool, device=x_t.device)
+        both["drop"] = torch.cat([cond.get("drop", ~dropped), dropped])
         times = t if t.ndim == 0 else torch.cat([t, t])
         conditional, unconditional = self.denoiser.predict(torch.cat([x_t, x_t]), times, both).mean.chunk(2)
         return Prediction(torch.lerp(unconditional, conditional, self.scale))

@@ -97,7 +97,7 @@ class UNet(nn.Module):
                 )
                 current = channels * multiplier
             if level > 0:
-                self.up.append(Upsample(current, spatial_dims))
+                self.up.append(Upsample())
         self.norm = _norm(current)
         self.output = _zero(conv(current, out_channels, 3, padding=1))
 
@@ -213,14 +213,10 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Double each side: nearest neighbour, then a convolution."""
-
-    def __init__(self, channels: int, spatial_dims: int):
-        super().__init__()
-        self.conv = _conv(spatial_dims)(channels, channels, 3, padding=1)
+    """Double each side by repeating its values; the block that follows convolves at the new resolution."""
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
 def pad_to_multiple(x: Tensor, factor: int) -> tuple[Tensor, tuple[slice, ...]]:
@@ -240,7 +236,9 @@ def _conv(spatial_dims: int) -> type[nn.Module]:
 
 
 def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(math.gcd(32, channels // 4) if channels >= 8 else 1, channels)
+    """Group norm with as many groups, up to 32, as divide the channels and leave four or more in each."""
+    groups = next(g for g in (32, 16, 8, 4, 2, 1) if channels % g == 0 and (channels >= 4 * g or g == 1))
+    return nn.GroupNorm(groups, channels)
 
 
 def _zero(layer: nn.Module) -> nn.Module:

@@ -9,6 +9,9 @@ from torch import Tensor
 from diffusion.denoiser import Cond, Denoiser, scale
 from diffusion.samplers.base import OnStep, Rng, transfer
 
+# Where next to nothing is left of the data, sigma / alpha runs to infinity, and a trapezoid in it would overshoot.
+FAR = 100.0
+
 
 def heun(
     denoiser: Denoiser,
@@ -19,7 +22,7 @@ def heun(
     rng: Rng | None = None,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """Order 2, two evaluations a step, one in the last step to sigma = 0 (and in a first step from alpha = 0).
+    """Order 2, two evaluations a step; one in the last step to sigma = 0, and in a step from sigma > 100 alpha.
 
     The variable of integration is sigma / alpha: d(x / alpha) = eps d(sigma / alpha), with
     eps = (x - alpha D) / sigma. A step is the DDIM step, corrected by
@@ -34,7 +37,7 @@ def heun(
         mean = denoiser(x, t, cond)
         x_s = transfer(scheduler, x, mean, t, s)
         alpha_t, sigma_s = scheduler.alpha(t), scheduler.sigma(s)
-        if alpha_t > 0 and sigma_s > 0:
+        if sigma_s > 0 and scheduler.sigma(t) <= FAR * alpha_t:
             change = eps(x_s, denoiser(x_s, s, cond), s) - eps(x, mean, t)
             x_s = x_s + scale(sigma_s - scheduler.alpha(s) * scheduler.sigma(t) / alpha_t, x) / 2 * change
         x = x_s

@@ -27,7 +27,7 @@ class Sigmoid(VariancePreserving):
     def log_snr(self, t: Tensor) -> Tensor:
         low, high = self._ends()
         logistic = torch.sigmoid((self.start + t * (self.end - self.start)) / self.tau)
-        # Two forms of the fraction, each from the near end, so that neither alpha^2 nor sigma^2 cancels.
+        # Two forms of the fraction, each from the near end, so that alpha^2 does not cancel at t = 1.
         sigma2 = (1 - self.floor) * (logistic - low) / (high - low)
         alpha2 = self.floor + (1 - self.floor) * (high - logistic) / (high - low)
         return torch.log(alpha2) - torch.log(sigma2)
@@ -35,7 +35,8 @@ class Sigmoid(VariancePreserving):
     def time(self, log_snr: Tensor) -> Tensor:
         low, high = self._ends()
         logistic = low + (high - low) * torch.sigmoid(-log_snr) / (1 - self.floor)
-        return (torch.logit(logistic) * self.tau - self.start) / (self.end - self.start)
+        # Beyond t = 1 the fraction may pass 1, and the time is then infinite.
+        return (torch.logit(logistic.clamp(max=1.0)) * self.tau - self.start) / (self.end - self.start)
 
     def _ends(self) -> tuple[float, float]:
         return 1 / (1 + math.exp(-self.start / self.tau)), 1 / (1 + math.exp(-self.end / self.tau))

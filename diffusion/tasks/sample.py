@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from diffusion.denoiser import Denoiser, NetworkDenoiser
 from diffusion.errors import UserError
 from diffusion.generative import GenerativeModel
 from diffusion.random import seed_of
@@ -73,6 +75,23 @@ def to_uint8(images: Tensor) -> Tensor:
     if not torch.isfinite(images).all():
         raise UserError("the model made values that are not finite: it has not been trained, or it has diverged")
     return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+@contextmanager
+def counted_evaluations(denoiser: Denoiser) -> Iterator[Callable[[], int]]:
+    """Count the images that pass through the network; the value is a function that tells how many so far."""
+    count = 0
+
+    def add(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        nonlocal count
+        count += len(arguments[0])
+
+    network = next(module.network for module in denoiser.modules() if isinstance(module, NetworkDenoiser))
+    handle = network.register_forward_pre_hook(add)
+    try:
+        yield lambda: count
+    finally:
+        handle.remove()
 
 
 class Trajectory:

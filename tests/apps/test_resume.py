@@ -50,6 +50,8 @@ def kill_often(runs_dir: Path, seconds: float, kills: int, seed: int) -> int:
 @pytest.mark.slow
 def test_killed_run_equals_the_uninterrupted_one(reference, tmp_path):
     run, seconds = reference
-    died = kill_often(tmp_path, seconds, kills=int(os.environ.get("KILLS", "6")), seed=int(os.environ.get("KILL_SEED", "0")))
+    died = kill_often(
+        tmp_path, seconds, kills=int(os.environ.get("KILLS", "6")), seed=int(os.environ.get("KILL_SEED", "0"))
+    )
     assert died >= 2
     assert_same_run(tmp_path / "digits_pixel" / "run", run)

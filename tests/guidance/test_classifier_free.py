@@ -7,7 +7,7 @@ from torch import Tensor
 from diffusion.denoiser import NetworkDenoiser
 from diffusion.errors import UserError
 from diffusion.guidance import ClassifierFree
-from diffusion.parameterizations import V, X0
+from diffusion.parameterizations import X0, V
 from diffusion.samplers import ddim
 from diffusion.schedulers import Cosine, Flow
 from tests.analytic import times
@@ -16,7 +16,7 @@ COND = {"label": torch.tensor([0, 1, 2])}
 
 
 class ByLabel(torch.nn.Module):
-    """Answers x / 2 plus the label, or x / 2 - 5 where the label is dropped or missing; counts its evaluations."""
+    """Answers x / 2 plus the label, or x / 2 - 5 without one; counts its evaluations."""
 
     def __init__(self):
         super().__init__()
@@ -59,7 +59,14 @@ def test_scale_one_is_the_conditional_model():
 
 @pytest.mark.parametrize(
     ("low", "high", "inside"),
-    [(0.5, 2.0, True), (1.0, 2.0, False), (0.5, 1.0, True), (1.5, 3.0, False), (0.1, 0.9, False), (0.0, 1e9, True)],
+    [
+        (0.5, 2.0, True),
+        (1.0, 2.0, False),
+        (0.5, 1.0, True),
+        (1.5, 3.0, False),
+        (0.1, 0.9, False),
+        (0.0, 1e9, True),
+    ],
 )
 def test_interval(low: float, high: float, inside: bool):
     """At sigma / alpha = 1 exactly: guided where low < 1 <= high, else conditional for one evaluation."""

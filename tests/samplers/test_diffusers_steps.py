@@ -17,7 +17,7 @@ ROWS = 1000
 
 
 class Table(NoiseScheduler):
-    """A table of alpha^2, row i at t = (i + 1) / rows, linear in log-SNR between the rows; t = 0 is the data."""
+    """A table of alpha^2: row i at t = (i + 1) / rows, linear in log-SNR between rows; t = 0 is the data."""
 
     def __init__(self, alpha2: torch.Tensor):
         self.levels = torch.logit(alpha2.double())
@@ -50,6 +50,8 @@ def theirs(kind: type, prediction: str, steps: int, table: str, **options):
         **options,
     )
     scheduler.set_timesteps(steps)
+    # In float64: from their float32 table 1 - alpha_t comes out with three digits, and a step off by 4e-5.
+    scheduler.alphas_cumprod = torch.cumprod(1 - scheduler.betas.double(), 0)
     return scheduler
 
 

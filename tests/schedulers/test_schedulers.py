@@ -60,7 +60,7 @@ def test_log_snr_inverts_time(scheduler: NoiseScheduler):
     ids=[*VARIANTS.keys(), "Sigmoid floor 0.06", "Sigmoid floor 0.5"],
 )
 def test_time_of_levels_beyond_the_end(scheduler: NoiseScheduler):
-    """Training clamps the times of log-SNRs that a schedule does not reach: they must rise past 1, and not be NaN."""
+    """Training clamps the times of log-SNRs that a schedule does not reach: they rise past 1, never NaN."""
     levels = torch.linspace(LOG_SNR_LIMIT, -LOG_SNR_LIMIT, 100, dtype=torch.float64)
     assert (scheduler.time(levels).clamp(max=1).diff() >= 0).all()
 
@@ -94,7 +94,7 @@ def test_alpha_is_the_numerical_integral_of_beta(scheduler: NoiseScheduler, beta
     ],
 )
 def test_close_to_the_discrete_table(scheduler: NoiseScheduler, table: dict):
-    """Row i of 1000 is t = (i + 1) / 1000; continuous time differs by 0.1 in log-SNR, and 0.002 in alpha and sigma."""
+    """Row i of 1000 is t = (i + 1) / 1000; they differ by 0.1 in log-SNR, and 0.002 in alpha and sigma."""
     alpha2 = diffusers.DDPMScheduler(num_train_timesteps=1000, **table).alphas_cumprod.double()
     t = torch.arange(1, 1001, dtype=torch.float64) / 1000
     torch.testing.assert_close(scheduler.log_snr(t), torch.logit(alpha2), rtol=0, atol=0.1)
@@ -103,7 +103,7 @@ def test_close_to_the_discrete_table(scheduler: NoiseScheduler, table: dict):
 
 
 def test_cosine_is_the_cosine_schedule():
-    """Against cos^2(pi t / 2), the schedule of Nichol and Dhariwal 2021 without offset, where the SNR ends at zero."""
+    """alpha^2 = cos^2(pi t / 2), Nichol and Dhariwal 2021 without offset, where the SNR ends at zero."""
     t = torch.linspace(0, 1, 101, dtype=torch.float64)
     to_zero = Cosine(log_snr_min=-float("inf"))
     torch.testing.assert_close(to_zero.alpha(t), torch.cos(torch.pi / 2 * t), rtol=0, atol=1e-15)

@@ -1,0 +1,112 @@
+"""What Lightning, Hydra's config, logging and the averaged weights cost, over a bare loop.
+
+    python benchmarks/overhead.py
+
+The small U-Net is trained by the whole framework at batch 64 on 28 x 28 RGB (experiment=tissue_pixel). After each of
+its steps, a bare loop in the same process makes one step with a copy of the network, the same batch size, loss,
+gradient clipping and optimizer. The ratio of the medians is free of the machine's drift. Validation, previews and
+checkpoints are left out of both: they are work, not overhead. The same is then done on digits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import logging
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
+
+import pytorch_lightning as pl  # noqa: E402
+import torch  # noqa: E402
+from machine import machine  # noqa: E402
+
+from diffusion.apps import train as app  # noqa: E402
+from diffusion.denoiser import scale  # noqa: E402
+from tests.training import composed  # noqa: E402
+
+
+class Interleaved(pl.Callback):
+    """Makes a bare step after each step of the framework, and times both."""
+
+    def __init__(self, warm_up: int):
+        self.warm_up = warm_up
+        self.framework: list[float] = []
+        self.bare: list[float] = []
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        module = copy.deepcopy(pl_module.denoiser)
+        self.denoiser, self.objective = module, pl_module.objective
+        self.optimizer = pl_module.optimizer(module.network.parameters())
+        self.images = trainer.datamodule.split("train").images
+        self.labels = trainer.datamodule.split("train").labels
+        self.left = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, *args: Any) -> None:
+        start = time.perf_counter()
+        self.step(len(batch["image"]))
+        end = time.perf_counter()
+        if trainer.global_step > self.warm_up:
+            self.framework.append(start - self.left)
+            self.bare.append(end - start)
+        self.left = time.perf_counter()
+
+    def step(self, batch_size: int) -> None:
+        denoiser, objective = self.denoiser, self.objective
+        chosen = torch.randint(len(self.images), (batch_size,))
+        x0 = self.images[chosen].float() / 127.5 - 1
+        t = objective.time(torch.rand(batch_size, dtype=torch.float64), denoiser.scheduler)
+        noise = torch.randn_like(x0)
+        alpha, sigma, c = denoiser.coefficients(t)
+        weight = objective.weighting(denoiser.scheduler.log_snr(t), c.out, denoiser.parameterization.sd) * c.out**2
+        x_t = scale(alpha, x0) * x0 + scale(sigma, x0) * noise
+        target = scale((1 - c.skip * alpha) / c.out, x0) * x0 - scale(c.skip * sigma / c.out, x0) * noise
+        answer = denoiser.network(scale(c.input, x0) * x_t, c.noise.float(), {"label": self.labels[chosen]})
+        loss = (scale(weight, x0) * (answer - target).square()).mean()
+        self.optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(denoiser.network.parameters(), 1.0)
+        self.optimizer.step()
+
+
+def measure(experiment: str, steps: int, warm_up: int, overrides: list[str]) -> dict[str, float]:
+    interleaved = Interleaved(warm_up)
+    callbacks_of = app.callbacks_of
+    app.callbacks_of = lambda *args: [*callbacks_of(*args), interleaved]
+    plan = ["trainer.max_time=null", f"trainer.max_steps={steps + warm_up}", "batch_size=64"]
+    never = ["trainer.validate_every_n_steps=1000000", "checkpoint.every_n_steps=1000000", "callbacks.previews.n=4"]
+    try:
+        with tempfile.TemporaryDirectory() as runs_dir:
+            app.train(composed([f"experiment={experiment}", f"runs_dir={runs_dir}", *plan, *never, *overrides]))
+    finally:
+        app.callbacks_of = callbacks_of
+    framework, bare = (1000 * statistics.median(times) for times in (interleaved.framework, interleaved.bare))
+    return {"framework_ms": framework, "bare_ms": bare, "overhead_percent": 100 * (framework / bare - 1)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "benchmarks" / "overhead.json")
+    options = parser.parse_args()
+    logging.disable(logging.INFO)
+    rows = {
+        "small U-Net, 28x28 RGB, batch 64": measure("tissue_pixel", options.steps, 20, ["network=small"]),
+        "digits_pixel": measure("digits_pixel", 2 * options.steps, 20, []),
+    }
+    print(f"{'':34}{'framework':>12}{'bare loop':>12}{'overhead':>10}   (medians of a step)")
+    for name, row in rows.items():
+        print(f"{name:34}{row['framework_ms']:>9.1f} ms{row['bare_ms']:>9.1f} ms{row['overhead_percent']:>+9.1f}%")
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps({"machine": machine(), "steps": options.steps, "rows": rows}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""A module that trains without a Trainer, and records what its steps drew."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from datamodules.batch import DataSpec
+from diffusion.runs import build_module
+from tests.training import SMALL, composed
+
+
+class Recorded:
+    """An objective that notes the times, noise and conditions of each call."""
+
+    def __init__(self, objective):
+        self.objective, self.calls = objective, []
+
+    def time(self, u, scheduler):
+        return self.objective.time(u, scheduler)
+
+    def loss(self, denoiser, x0, noise, t, cond):
+        self.calls.append({"time": t, "noise": noise, **cond})
+        return self.objective.loss(denoiser, x0, noise, t, cond)
+
+
+@pytest.fixture(scope="session")
+def config():
+    return composed([*SMALL, "network.dropout=0"])
+
+
+@pytest.fixture
+def build(config):
+    """A function that builds a module with a stub trainer, which tests set to a step, rank and accumulation."""
+
+    def make(spec=DataSpec((1, 8, 8), 10), std=0.6, **changes):  # noqa: B008
+        changed = OmegaConf.merge(config, OmegaConf.from_dotlist([f"{k}={v}" for k, v in changes.items()]))
+        module = build_module(changed, spec, std)
+        module._trainer = SimpleNamespace(accumulate_grad_batches=1, world_size=1, global_rank=0, global_step=0)
+        module.objective = Recorded(module.objective)
+        module.logged = []
+        module.log = lambda name, value, batch_size, **_: module.logged.append((name, float(value), batch_size))
+        # The output layer starts at zero, which would hide everything below it.
+        with torch.no_grad():
+            for i, p in enumerate(module.network.parameters()):
+                p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(i)))
+        return module
+
+    return make

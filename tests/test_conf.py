@@ -1,0 +1,236 @@
+"""Every yaml under conf/: its target is there, its keys fit, and it composes with the others."""
+
+import inspect
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+
+from datamodules.batch import DataSpec
+from diffusion.apps.config import CONF
+from diffusion.errors import UserError
+from diffusion.runs import build_generative, build_module, factory
+from tests.training import composed
+
+CONTRACT = """experiment model network scheduler parameterization objective sampler grid guidance codec dataset
+accelerator optimizer logger callbacks"""
+CHOICES = {folder.name: sorted(path.stem for path in folder.glob("*.yaml")) for folder in CONF.iterdir()}
+
+# What the apps give to the target at a key path, beside the keys of the yaml.
+SAMPLER = {"denoiser", "x", "grid", "cond", "rng", "on_step"}
+GIVEN = {
+    "model": {"denoiser", "codec", "objective", "optimizer", "seed"},
+    "network": {"in_channels", "out_channels", "size", "classes"},
+    "parameterization": {"sd"},
+    "sampler": SAMPLER,
+    "guidance": {"denoiser"},
+    "dataset": {"seed", "batch_size"},
+    "optimizer": {"params"},
+    "logger": {"id", "resume", "save_dir"},
+    "callbacks.learning_rate": {"budget"},
+    "callbacks.previews": {"generative", "spec", "folder", "ema"},
+}
+RGB = DataSpec(shape=(3, 28, 28), classes=4)
+
+
+def targets(node: DictConfig, key: str) -> Iterator[tuple[str, DictConfig]]:
+    """Every node with a `_target_`, by its key path."""
+    if "_target_" in node:
+        yield key, node
+    for name in node:
+        if isinstance(node[name], DictConfig):
+            yield from targets(node[name], f"{key}.{name}")
+
+
+def nodes() -> list:
+    found = []
+    for group in set(CONTRACT.split()) - {"experiment"}:
+        for choice in CHOICES[group]:
+            config = OmegaConf.load(CONF / group / f"{choice}.yaml")
+            found += [pytest.param(key, node, id=f"{group}/{choice}:{key}") for key, node in targets(config, group)]
+    return sorted(found, key=lambda param: param.id)
+
+
+def parameters(target: type) -> tuple[set[str], set[str], bool]:
+    """Names that a call takes by keyword, those among them that it needs, and whether it takes any."""
+    kinds = inspect.Parameter
+    found = inspect.signature(target).parameters.values()
+    named = [p for p in found if p.kind in (kinds.POSITIONAL_OR_KEYWORD, kinds.KEYWORD_ONLY)]
+    return (
+        {p.name for p in named},
+        {p.name for p in named if p.default is kinds.empty},
+        any(p.kind is kinds.VAR_KEYWORD for p in found),
+    )
+
+
+def options_of(target: type) -> set[str]:
+    """Every keyword that reaches a class, through its bases when it passes **options on."""
+    names, _, open_ended = parameters(target)
+    return names | (options_of(inspect.getmro(target)[1]) if open_ended else set())
+
+
+def test_the_groups_are_those_of_the_contract():
+    assert set(CHOICES) - {"train.yaml", "task"} == set(CONTRACT.split())
+    assert all(CHOICES[group] for group in CONTRACT.split())
+
+
+def test_the_contract_names_its_choices():
+    wanted = {
+        "experiment": "tissue_pixel digits_pixel bloodmnist_pixel breastmnist_pixel",
+        "model": "pixel_ddpm",
+        "network": "tiny small base",
+        "scheduler": "linear scaled_linear cosine sigmoid edm flow",
+        "parameterization": "eps x0 v flow edm",
+        "sampler": "ddpm ddim heun dpmpp_2m",
+        "dataset": "tissue digits bloodmnist breastmnist npz",
+        "accelerator": "auto cpu gpu gpu_ddp mps",
+        "logger": "csv wandb wandb_offline",
+        "guidance": "none classifier_free",
+        "codec": "identity",
+        "task": "sample",
+    }
+    missing = {g: set(names.split()) - set(CHOICES[g]) for g, names in wanted.items()}
+    assert not any(missing.values()), missing
+
+
+def test_every_two_dimensional_medmnist_set_has_a_choice_of_its_own():
+    from datamodules.medmnist import catalogue
+
+    flat = {name for name in catalogue() if not name.endswith("3d")}
+    assert len(flat) == 12
+    assert flat <= set(CHOICES["dataset"])
+    for name in catalogue().keys() & set(CHOICES["dataset"]):
+        assert OmegaConf.load(CONF / "dataset" / f"{name}.yaml").name == name
+
+
+@pytest.mark.parametrize(("key", "node"), nodes())
+def test_a_target_takes_its_keys_and_lacks_what_the_apps_give(key, node):
+    target = get_object(node._target_)
+    takes, needs, open_ended = parameters(target)
+    keys, given = {name for name in node if not name.startswith("_")}, GIVEN.get(key, set())
+    reached = options_of(target) if inspect.isclass(target) and target.__module__.startswith("datamodules") else takes
+    anything = open_ended and reached is takes
+    assert keys <= reached or anything, f"no such parameters: {keys - reached}"
+    assert given <= reached or anything, f"the app gives what is not taken: {given - reached}"
+    assert not keys & given, "the app gives these itself"
+    assert needs <= keys | given, f"nobody gives {needs - keys - given}"
+
+
+def test_a_misspelt_key_would_be_found():
+    takes, needs, open_ended = parameters(get_object("diffusion.networks.UNet"))
+    assert "chanels" not in takes and needs == {"in_channels", "out_channels", "size"} and not open_ended
+
+
+@pytest.mark.parametrize("experiment", CHOICES["experiment"])
+def test_an_experiment_chooses_a_dataset_and_sets_none_of_its_keys(experiment):
+    recipe = OmegaConf.load(CONF / "experiment" / f"{experiment}.yaml")
+    assert "dataset" not in recipe
+    assert "trainer.max_time" in _leaves(recipe) or "trainer.max_steps" in _leaves(recipe)
+    assert composed([f"experiment={experiment}"]).experiment == experiment
+
+
+def _leaves(config: DictConfig) -> set[str]:
+    return {f"{a}.{b}" for a in config if isinstance(config[a], DictConfig) for b in config[a]}
+
+
+@pytest.mark.parametrize("experiment", CHOICES["experiment"])
+def test_an_experiment_composes_with_every_dataset(experiment):
+    recipe = composed([f"experiment={experiment}"])
+    for dataset in CHOICES["dataset"]:
+        path = ["dataset.path=some/file.npz"] if dataset == "npz" else []
+        cfg = composed([f"experiment={experiment}", f"dataset={dataset}", *path])
+        chosen = OmegaConf.load(CONF / "dataset" / f"{dataset}.yaml")
+        if path:
+            assert cfg.dataset.path == "some/file.npz"
+            chosen.path = cfg.dataset.path
+        assert cfg.dataset == chosen
+        # Nothing else of the recipe depends on the data set.
+        assert {k: v for k, v in cfg.items() if k != "dataset"} == {k: v for k, v in recipe.items() if k != "dataset"}
+
+
+@pytest.mark.parametrize(
+    ("group", "choice"),
+    [(g, c) for g in CONTRACT.split() if g not in ("experiment", "dataset") for c in CHOICES[g]],
+)
+def test_a_choice_replaces_the_recipe_s_own(group, choice):
+    cfg = composed([f"{group}={choice}"])
+    OmegaConf.resolve(cfg)
+    alone = OmegaConf.load(CONF / group / f"{choice}.yaml")
+    assert cfg.experiment == "tissue_pixel"
+    assert (cfg[group] or {}) == alone
+
+
+def test_the_root_keys_and_their_defaults():
+    cfg = composed([])
+    assert {key: cfg[key] for key in ("seed", "runs_dir", "run_id", "resume", "experiment")} == {
+        "seed": 0,
+        "runs_dir": "runs",
+        "run_id": None,
+        "resume": "auto",
+        "experiment": "tissue_pixel",
+    }
+    assert cfg.checkpoint.every_n_steps > 0 and cfg.batch_size > 0
+    assert {"max_steps", "max_time"} <= set(cfg.trainer)
+    assert not cfg.logger and cfg.accelerator.accelerator == "auto"
+    assert "root" in composed(["dataset=bloodmnist"]).dataset and "path" in composed(["dataset=npz"]).dataset
+
+
+def test_tasks_have_the_keys_of_the_contract():
+    for task in CHOICES["task"]:
+        config = OmegaConf.load(CONF / "task" / f"{task}.yaml")
+        assert {"run", "out", "overwrite", "n", "seed"} <= set(config)
+        assert config.out is None and config.overwrite is False
+
+
+@pytest.fixture(scope="module")
+def small() -> DictConfig:
+    return composed(["network=tiny", "network.channels=8"])
+
+
+def choose(config: DictConfig, **choices: str) -> DictConfig:
+    """A copy with other choices; much faster than to compose it anew, which the tests above do."""
+    found = {group: OmegaConf.load(CONF / group / f"{choice}.yaml") for group, choice in choices.items()}
+    return OmegaConf.create({**config, **found})
+
+
+@pytest.mark.parametrize("scheduler", CHOICES["scheduler"])
+@pytest.mark.parametrize("parameterization", CHOICES["parameterization"])
+def test_a_scheduler_and_a_parameterization_fit_every_objective_or_are_refused(small, scheduler, parameterization):
+    configs = [
+        choose(small, scheduler=scheduler, parameterization=parameterization, objective=objective)
+        for objective in CHOICES["objective"]
+    ]
+    if (parameterization, scheduler) == ("eps", "flow"):
+        for cfg in configs:
+            with pytest.raises(UserError, match="zero terminal SNR"):
+                build_module(cfg, RGB, std=0.5)
+        return
+    x0, noise = torch.rand(2, 3, 28, 28) * 2 - 1, torch.randn(2, 3, 28, 28)
+    for cfg in configs:
+        module = build_module(cfg, RGB, std=0.5)
+        t = module.objective.time(torch.tensor([0.0, 0.9], dtype=torch.float64), module.denoiser.scheduler)
+        with torch.no_grad():
+            loss = module.objective.loss(module.denoiser, x0, noise, t, {"label": torch.tensor([0, 3])})
+        assert loss.shape == (2,) and torch.isfinite(loss).all() and (loss > 0).all()
+
+
+@pytest.mark.parametrize("network", CHOICES["network"])
+def test_a_network_is_built_for_the_data(small, network):
+    node = choose(small, network=network).network
+    with torch.device("meta"):  # shapes without numbers: the base network would take seconds
+        unet = factory(node)(in_channels=3, out_channels=3, size=[28, 28], classes=4)
+        x = torch.empty(2, 3, 28, 28)
+        answer = unet(x, torch.empty(2), {"label": torch.empty(2, dtype=torch.long)})
+    assert answer.shape == x.shape and answer.is_meta
+
+
+@pytest.mark.parametrize("sampler", CHOICES["sampler"])
+@pytest.mark.parametrize("grid", CHOICES["grid"])
+def test_a_sampler_and_a_grid_draw_images(small, sampler, grid):
+    cfg = choose(small, sampler=sampler, grid=grid, guidance="classifier_free")
+    cfg.grid.steps = 2
+    module = build_module(cfg, RGB, std=0.5).eval()
+    images = build_generative(cfg, module).sample((3, 8, 8), {"label": torch.tensor([0, 3])}, seeds=[0, 1])
+    assert images.shape == (2, 3, 8, 8) and torch.isfinite(images).all()
