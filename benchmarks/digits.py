@@ -75,7 +75,8 @@ class Judge:
 
 
 def pixels(images: np.ndarray) -> np.ndarray:
-    return np.asarray(images, dtype=np.float64).reshape(len(images), -1) / 255
+    """uint8 images as flat vectors in [-1, 1], the range of all images in the project."""
+    return np.asarray(images, dtype=np.float64).reshape(len(images), -1) / 127.5 - 1
 
 
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:

@@ -120,12 +120,14 @@ def build_module(config: DictConfig, spec: DataSpec, std: float) -> DiffusionMod
     codec = instantiate(config.codec)
     shape = codec.latent_shape(spec.shape)
     conditional = "label" in config.model.condition
+    augmentation = instantiate(config.augmentation) if config.augmentation else None
     torch.manual_seed(seed_of(config.seed, "weights"))
     network = factory(config.network)(
         in_channels=shape[0],
         out_channels=shape[0],
         size=list(shape[1:]),
         classes=spec.classes if conditional else None,
+        augmentation=augmentation.values if augmentation else 0,
     )
     denoiser = NetworkDenoiser(
         scheduler=instantiate(config.scheduler),
@@ -137,6 +139,7 @@ def build_module(config: DictConfig, spec: DataSpec, std: float) -> DiffusionMod
         codec=codec,
         objective=instantiate(config.objective),
         optimizer=factory(config.optimizer),
+        augmentation=augmentation,
         seed=config.seed,
     )
 

@@ -9,6 +9,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from datamodules.batch import DataSpec
+from diffusion.apps.cli import keys_of
 from diffusion.apps.config import CONF
 from diffusion.errors import UserError
 from diffusion.runs import build_generative, build_module, factory
@@ -16,13 +17,14 @@ from tests.training import composed
 
 CONTRACT = """experiment model network scheduler parameterization objective sampler grid guidance codec dataset
 accelerator optimizer logger callbacks"""
+GROUPS = {*CONTRACT.split(), "augmentation"}
 CHOICES = {folder.name: sorted(path.stem for path in folder.glob("*.yaml")) for folder in CONF.iterdir()}
 
 # What the apps give to the target at a key path, beside the keys of the yaml.
 SAMPLER = {"denoiser", "x", "grid", "cond", "rng", "on_step"}
 GIVEN = {
-    "model": {"denoiser", "codec", "objective", "optimizer", "seed"},
-    "network": {"in_channels", "out_channels", "size", "classes"},
+    "model": {"denoiser", "codec", "objective", "optimizer", "augmentation", "seed"},
+    "network": {"in_channels", "out_channels", "size", "classes", "augmentation"},
     "parameterization": {"sd"},
     "sampler": SAMPLER,
     "guidance": {"denoiser"},
@@ -46,7 +48,7 @@ def targets(node: DictConfig, key: str) -> Iterator[tuple[str, DictConfig]]:
 
 def nodes() -> list:
     found = []
-    for group in set(CONTRACT.split()) - {"experiment"}:
+    for group in GROUPS - {"experiment"}:
         for choice in CHOICES[group]:
             config = OmegaConf.load(CONF / group / f"{choice}.yaml")
             found += [pytest.param(key, node, id=f"{group}/{choice}:{key}") for key, node in targets(config, group)]
@@ -72,8 +74,8 @@ def options_of(target: type) -> set[str]:
 
 
 def test_the_groups_are_those_of_the_contract():
-    assert set(CHOICES) - {"train.yaml", "task"} == set(CONTRACT.split())
-    assert all(CHOICES[group] for group in CONTRACT.split())
+    assert set(CHOICES) - {"train.yaml", "task"} == GROUPS
+    assert all(CHOICES[group] for group in GROUPS)
 
 
 def test_the_contract_names_its_choices():
@@ -150,16 +152,17 @@ def test_an_experiment_composes_with_every_dataset(experiment):
         assert {k: v for k, v in cfg.items() if k != "dataset"} == {k: v for k, v in recipe.items() if k != "dataset"}
 
 
-@pytest.mark.parametrize(
-    ("group", "choice"),
-    [(g, c) for g in CONTRACT.split() if g not in ("experiment", "dataset") for c in CHOICES[g]],
-)
-def test_a_choice_replaces_the_recipe_s_own(group, choice):
-    cfg = composed([f"{group}={choice}"])
-    OmegaConf.resolve(cfg)
-    alone = OmegaConf.load(CONF / group / f"{choice}.yaml")
-    assert cfg.experiment == "tissue_pixel"
-    assert (cfg[group] or {}) == alone
+@pytest.mark.parametrize("experiment", CHOICES["experiment"])
+def test_every_choice_composes_with_every_recipe(experiment):
+    groups = GROUPS - {"experiment", "dataset"}
+    for row in range(max(len(CHOICES[group]) for group in groups)):
+        chosen = {group: CHOICES[group][row % len(CHOICES[group])] for group in groups}
+        cfg = composed([f"experiment={experiment}", *(f"{group}={choice}" for group, choice in chosen.items())])
+        for group, choice in chosen.items():
+            alone = OmegaConf.load(CONF / group / f"{choice}.yaml")
+            # A recipe may change values of its own choices, but must not add keys to another one.
+            assert set(keys_of(cfg[group])) == set(keys_of(alone)), f"{group}={choice}"
+            assert [n._target_ for _, n in targets(cfg[group] or {}, "")] == [n._target_ for _, n in targets(alone, "")]
 
 
 def test_the_root_keys_and_their_defaults():
@@ -186,7 +189,7 @@ def test_tasks_have_the_keys_of_the_contract():
 
 @pytest.fixture(scope="module")
 def small() -> DictConfig:
-    return composed(["network=tiny", "network.channels=8"])
+    return composed(["experiment=tissue_pixel", "network=tiny", "network.channels=8"])
 
 
 def choose(config: DictConfig, **choices: str) -> DictConfig:

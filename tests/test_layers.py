@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 LEVELS = {
-    0: "schedulers parameterizations grids random errors files",
+    0: "schedulers parameterizations grids augmentations random errors files",
     1: "denoiser codecs networks",
     2: "samplers guidance objectives generative",
     3: "tasks metrics",

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING
+from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
+
+from diffusion.errors import UserError
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
@@ -44,6 +47,7 @@ class Config:
     scheduler: Any = MISSING
     parameterization: Any = MISSING
     objective: Any = MISSING
+    augmentation: Any = None
     sampler: Any = MISSING
     grid: Any = MISSING
     guidance: Any = None
@@ -56,3 +60,42 @@ class Config:
 
 
 ConfigStore.instance().store("schema", Config)
+
+
+OPEN = ("experiment", "accelerator", "logger")
+"""Groups whose values Lightning takes in many types, and checks itself."""
+
+
+def check_types(config: DictConfig, choices: Mapping[str, str]) -> None:
+    """Hold the keys of every group to the types that they have in the chosen yaml. Raises UserError.
+
+    choices: group -> name, as Hydra has it in runtime.choices.
+    """
+    for group, choice in choices.items():
+        path = CONF / group / f"{choice}.yaml"
+        if group not in OPEN and "/" not in group and path.exists():
+            check_type(group, OmegaConf.load(path), config[group])
+
+
+def check_type(key: str, default: Any, value: Any) -> None:
+    """Raises UserError unless `value` has the type of `default`; in containers, item by item."""
+    if isinstance(default, DictConfig) and isinstance(value, DictConfig):
+        for name in default.keys() & value.keys():
+            check_type(f"{key}.{name}", default[name], value[name])
+    elif isinstance(default, ListConfig) and isinstance(value, (list, ListConfig)):
+        for item in value if default else ():
+            check_type(key, default[0], item)
+    elif default is not None:
+        types, wanted = ACCEPTED[type(default)]
+        if not isinstance(value, types) or isinstance(value, bool) is not isinstance(default, bool):
+            raise UserError(f"{key}={value}: give {wanted}")
+
+
+ACCEPTED = {
+    bool: (bool, "true or false"),
+    int: (int, "a whole number"),
+    float: ((int, float), "a number"),
+    str: (str, "a text (in quotes, if it reads as a number)"),
+    ListConfig: ((list, ListConfig), "a list such as [1,2]"),
+    DictConfig: (DictConfig, "its keys one by one"),
+}

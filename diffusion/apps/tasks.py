@@ -14,8 +14,8 @@ from pathlib import Path
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from diffusion.apps.cli import keys_of, suggest
-from diffusion.apps.config import CONF
+from diffusion.apps.cli import keys_of, suggest, suggest_key
+from diffusion.apps.config import CONF, check_type
 from diffusion.errors import UserError
 
 SAMPLING_GROUPS = ("sampler", "grid", "guidance")
@@ -77,14 +77,11 @@ def apply(config: DictConfig, pairs: dict[str, object]) -> None:
                 config[group].scale = float(choice)
             else:
                 config[group] = choice_of(group, str(choice))
-    names = list(keys_of(config))
+    names = set(keys_of(config))
     for key, value in pairs.items():
         if key not in names:
-            raise UserError(f"{key}: there is no such key; {suggest(key, names)}")
-        default = OmegaConf.select(config, key, throw_on_missing=False)
-        wrong = isinstance(default, bool) != isinstance(value, bool) if default is not None else False
-        if (type(default) is int and type(value) is not int) or wrong:
-            raise UserError(f"{key}={value}: give {'true or false' if isinstance(default, bool) else 'a whole number'}")
+            raise UserError(f"{key}: there is no such key; {suggest_key(key, config)}")
+        check_type(key, OmegaConf.select(config, key, throw_on_missing=False), value)
         OmegaConf.update(config, key, value)
 
 

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import re
 import secrets
-import sys
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytorch_lightning as pl
 from hydra.core.hydra_config import HydraConfig
@@ -21,15 +15,19 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from datamodules.batch import DataSpec
 from diffusion import callbacks as cb
+from diffusion.apps.config import check_types
+from diffusion.apps.run_directory import LOG, claimed, find_run, first_process, logging_to, position, start_run
 from diffusion.errors import Stopped, UserError
-from diffusion.files import replace_file
 from diffusion.modules import DiffusionModule
 from diffusion.random import seed_of
-from diffusion.runs import Run, build_generative, build_module, data_section, differences, factory
+from diffusion.runs import Run, build_generative, build_module, data_section, factory
 
 log = logging.getLogger("diffusion")
 
+RUN_ID = "MED_DIFFUSION_RUN_ID"
+"""Tells the processes that Lightning starts for one run its id."""
 LAUNCHER_VARIABLES = ("LOCAL_RANK", "TORCHELASTIC_RUN_ID", "SLURM_PROCID")
 
 
@@ -38,40 +36,34 @@ def train(cfg: DictConfig) -> None:
 
     Raises UserError for what the user can mend, and Stopped after a signal, when the state has been saved.
     """
-    signals = cb.StopSignals()
-    signals.install()
-    budget = check(cfg)
-    datamodule = instantiate(cfg.dataset, seed=cfg.seed, batch_size=cfg.batch_size)
-    datamodule.prepare_data()
-    cfg = add_data(cfg, data_section(datamodule.spec, datamodule.std(), datamodule.fingerprint()))
+    with cb.StopSignals() as signals:
+        budget = check(cfg)
+        datamodule = instantiate(cfg.dataset, seed=cfg.seed, batch_size=cfg.batch_size)
+        datamodule.prepare_data()
+        cfg = add_data(cfg, datamodule.spec, datamodule.std(), datamodule.fingerprint())
+        module = build_module(cfg, datamodule.spec, cfg.data.std)
 
-    directory = Path(cfg.runs_dir) / cfg.experiment / cfg.run_id
-    run = find_run(directory, cfg)
-    module = build_module(cfg, datamodule.spec, cfg.data.std)
-    parameters = sum(p.numel() for p in module.network.parameters())
-    if run is None:
-        run = start_run(directory, cfg)
-    with lock(directory), logging_to(directory / "train.log"):
-        checkpoint = run.newest_checkpoint()
-        step, elapsed = position(run, checkpoint)
-        if checkpoint and budget.reached(step, elapsed):
-            log.info("run %s is finished (step %d, %s): a larger limit goes on", directory, step, clock(elapsed))
-            return
-        log.info(
-            "%s  %s (%.2f M parameters) on %s",
-            directory,
-            type(module.network).__name__,
-            parameters / 1e6,
-            cfg.dataset._target_,
-        )
-        if checkpoint:
-            log.info("continues from step %d (%s)", step, checkpoint.name)
-        fit(run, cfg, module, datamodule, budget, signals, checkpoint, step)
-        log.info("finished; sample it with\n  python -m diffusion sample run=%s", directory)
+        directory = Path(cfg.runs_dir) / cfg.experiment / cfg.run_id
+        find_run(directory, cfg)  # refuses before anything is written
+        with claimed(directory), logging_to(directory / LOG):
+            run = find_run(directory, cfg) or start_run(directory, cfg)
+            checkpoint = run.newest_checkpoint()
+            step, elapsed = position(run, checkpoint)
+            if checkpoint and budget.reached(step, elapsed):
+                log.info("run %s is finished (step %d, %s): a larger limit goes on", directory, step, clock(elapsed))
+                return
+            size = sum(p.numel() for p in module.network.parameters()) / 1e6
+            network = f"{type(module.network).__name__} ({size:.2f} M parameters)"
+            log.info("%s  %s on %s", directory, network, datamodule.source)
+            if checkpoint:
+                log.info("continues from step %d (%s)", step, checkpoint.name)
+            fit(run, cfg, module, datamodule, budget, signals, checkpoint, step)
+            log.info("finished; sample it with\n  python -m diffusion sample run=%s", directory)
 
 
 def check(cfg: DictConfig) -> cb.Budget:
-    """Hold the root keys to their ranges and fill in the run id. Raises UserError. Returns the run's limits."""
+    """Hold the config to its types and ranges, and fill in the run id. Raises UserError. Returns the run's limits."""
+    check_types(cfg, HydraConfig.get().runtime.choices)
     if cfg.resume not in ("auto", "never"):
         raise UserError(f"resume={cfg.resume}: give auto or never")
     positive = {f"trainer.{key}": cfg.trainer[key] for key in cfg.trainer if key not in ("max_time", "max_steps")}
@@ -89,10 +81,17 @@ def check(cfg: DictConfig) -> cb.Budget:
             "use one device a trial, or start each trial by torchrun or srun"
         )
     if cfg.run_id is None:
-        cfg.run_id = sweep_id() if multirun else f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+        cfg.run_id = os.environ.get(RUN_ID) or (sweep_id() if multirun else new_id())
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.,=+-]*", cfg.run_id):
         raise UserError(f"run_id={cfg.run_id}: use letters, digits and _ . , = + - only; it names one folder")
     return cb.Budget(cfg.trainer.max_steps, seconds_of(cfg.trainer.max_time))
+
+
+def new_id() -> str:
+    """An id from the clock."""
+    if not first_process():
+        raise UserError("several processes were started for one run: give them its name, run_id=NAME")
+    return f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
 def sweep_id() -> str:
@@ -100,8 +99,8 @@ def sweep_id() -> str:
     ignored = ("runs_dir=", "logger=", "logger.", "run_id=")
     overrides = sorted(o for o in HydraConfig.get().overrides.task if not o.lstrip("+~").startswith(ignored))
     name = re.sub(r"[^A-Za-z0-9_.,=+-]+", "-", ",".join(overrides)).strip(".,=+-") or "defaults"
-    unchanged = name == ",".join(overrides) and len(name) <= 120
-    return name if unchanged else f"{name[:100]}-{seed_of(*overrides):016x}"
+    unchanged = name == ",".join(overrides) and len(name) <= 200
+    return name if unchanged else f"{name[:180]}-{seed_of(*overrides):016x}"
 
 
 def seconds_of(max_time: str | None) -> float | None:
@@ -119,44 +118,15 @@ def clock(seconds: float) -> str:
     return str(timedelta(seconds=round(seconds)))
 
 
-def add_data(cfg: DictConfig, data: Mapping[str, Any]) -> DictConfig:
-    """The config, resolved and as plain values, with what it must know of the data."""
-    return OmegaConf.create({**OmegaConf.to_container(cfg, resolve=True), "data": dict(data), "wandb_id": None})
+def add_data(cfg: DictConfig, spec: DataSpec, std: float, fingerprint: str) -> DictConfig:
+    """The config, resolved and as plain values, with what it must know of the data.
 
-
-def find_run(directory: Path, cfg: DictConfig) -> Run | None:
-    """The run to go on with, if there is one. Raises UserError if it may not go on with this config."""
-    if not directory.exists() or not any(directory.iterdir()):
-        return None
-    run = Run.open(directory)
-    if cfg.resume == "never":
-        raise UserError(f"run {directory} exists and resume=never: choose another run_id")
-    changed = differences(run.config, cfg)
-    if changed:
-        raise UserError(
-            f"run {directory} was made with another config ({'; '.join(changed)}): use the same one, or another run_id"
-        )
-    cfg.wandb_id = run.config.wandb_id
-    return run
-
-
-def start_run(directory: Path, cfg: DictConfig) -> Run:
-    """Make the run's directory, whose config.yaml is written once."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        cfg.wandb_id = secrets.token_hex(4)
-        replace_file(directory / "config.yaml", lambda path: OmegaConf.save(cfg, path))
-    except OSError as error:
-        raise UserError(f"cannot make the run directory {directory}: {error.strerror}; set runs_dir") from error
-    return Run(directory, cfg)
-
-
-def position(run: Run, checkpoint: Path | None) -> tuple[int, float]:
-    """Steps and seconds of training that a checkpoint holds."""
-    if checkpoint is None:
-        return 0, 0.0
-    content = run.load_checkpoint(checkpoint)
-    return content["global_step"], content["callbacks"]["Budget"]["elapsed"]
+    Guidance is off where the data have no labels to guide by.
+    """
+    values = OmegaConf.to_container(cfg, resolve=True)
+    if spec.classes is None:
+        values["guidance"] = None
+    return OmegaConf.create({**values, "data": data_section(spec, std, fingerprint), "wandb_id": None})
 
 
 def fit(
@@ -174,7 +144,9 @@ def fit(
     loggers = [metrics_csv]
     if cfg.logger:
         # The id was made with the run, so a run that goes on appends to its own page.
-        loggers.append(instantiate(cfg.logger, id=cfg.wandb_id, resume="allow", save_dir=str(run.directory)))
+        identity = {"id": cfg.wandb_id, "name": f"{cfg.experiment}/{cfg.run_id}", "resume": "allow"}
+        config = OmegaConf.to_container(cfg)
+        loggers.append(factory(cfg.logger)(**identity, save_dir=str(run.directory), config=config))
     trainer = pl.Trainer(
         **cfg.accelerator,
         logger=loggers,
@@ -192,6 +164,7 @@ def fit(
         enable_model_summary=False,
         default_root_dir=str(run.directory),
     )
+    os.environ[RUN_ID] = cfg.run_id
     try:
         trainer.fit(module, datamodule, ckpt_path=checkpoint, weights_only=True)
     except Stopped:
@@ -200,6 +173,7 @@ def fit(
         )
         raise
     finally:
+        del os.environ[RUN_ID]
         if cfg.logger:
             import wandb
 
@@ -230,35 +204,3 @@ def callbacks_of(
         cb.ProgressBar(budget, metrics),
         cb.Checkpoints(run.checkpoints, cfg.checkpoint.every_n_steps, signals),
     ]
-
-
-@contextmanager
-def lock(directory: Path) -> Iterator[None]:
-    """Keep a second process out of the run. Raises UserError if one is at work in it."""
-    with (directory / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(f"run {directory} is at work in another process: wait for it, or stop it") from error
-        yield
-
-
-@contextmanager
-def logging_to(path: Path) -> Iterator[None]:
-    """Log to the run's train.log and to standard error, without Lightning's chatter."""
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", module="pytorch_lightning")
-    file, console = logging.FileHandler(path), logging.StreamHandler(sys.stderr)
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.INFO)
-    for handler in (file, console):
-        root.addHandler(handler)
-    try:
-        yield
-    finally:
-        root.setLevel(level)
-        for handler in (file, console):
-            root.removeHandler(handler)
-        file.close()

@@ -46,5 +46,6 @@ class Budget(pl.Callback):
         self._since = time.monotonic()
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
-        if self.reached(trainer.global_step, self.elapsed()):
-            trainer.should_stop = True
+        reached = self.reached(trainer.global_step, self.elapsed())
+        # The processes' clocks differ: they stop together, or wait for each other for ever.
+        trainer.should_stop = trainer.strategy.reduce_boolean_decision(reached, all=False)

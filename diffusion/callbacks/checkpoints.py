@@ -59,9 +59,10 @@ class Checkpoints(pl.Callback):
         self._settled(trainer)
 
     def _settled(self, trainer: pl.Trainer) -> None:
-        if trainer.global_step % self.every_n_steps == 0 or trainer.should_stop or self.signals.received:
+        stopped = trainer.strategy.reduce_boolean_decision(self.signals.received is not None, all=False)
+        if trainer.global_step % self.every_n_steps == 0 or trainer.should_stop or stopped:
             self._save(trainer, LAST)
-        if self.signals.received and not trainer.should_stop:
+        if stopped and not trainer.should_stop:
             raise Stopped
 
     def _save(self, trainer: pl.Trainer, name: str) -> None:

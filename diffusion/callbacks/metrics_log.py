@@ -63,8 +63,10 @@ class MetricsLog(pl.Callback):
         self._validation_since = time.monotonic()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        names = ("val/", "loss_by_noise/")
-        values = {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith(names)}
+        results = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        values = {name: value for name, value in results.items() if name.startswith("val/")}
+        by_noise = {name: value for name, value in results.items() if name.startswith("loss_by_noise/")}
+        values |= {name: value for name, value in by_noise.items() if not math.isnan(value)}
         self._write(trainer, values)
         # Validation is no part of the training speed.
         self._since = (self._since[0] + time.monotonic() - self._validation_since, self._since[1])

@@ -12,11 +12,21 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, *([signal.SIGUSR1] if hasattr(sig
 class StopSignals:
     """Remembers that SIGTERM, SIGUSR1 or SIGINT came, for the training loop to act on at the next settled moment.
 
-    A second SIGINT interrupts at once.
+    A second SIGINT interrupts at once. Leaving the context gives the signals back to whom they belonged.
     """
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        self._before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+
+    def __enter__(self) -> StopSignals:
+        self.install()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
 
     def install(self) -> None:
         """Take over the signals; in another thread than the main one nothing can be done."""

@@ -8,7 +8,9 @@ from itertools import pairwise
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
+from torchmetrics import MeanMetric
 
+from diffusion.augmentations import Affine
 from diffusion.denoiser import NetworkDenoiser
 from diffusion.objectives import Objective
 from diffusion.random import normal_block, seed_of, stratified_uniform, uniform
@@ -25,6 +27,7 @@ class DiffusionModule(pl.LightningModule):
     Args:
         denoiser, codec, objective: see their packages.
         optimizer: parameters -> optimizer.
+        augmentation: changes the training images and says how, or None; see its package.
         target: the batch's key that is diffused.
         condition: the batch's keys that the network is told; a key that the data lack is left out.
         label_dropout: probability with which a sample is trained without its condition.
@@ -37,6 +40,7 @@ class DiffusionModule(pl.LightningModule):
         codec: nn.Module,
         objective: Objective,
         optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer],
+        augmentation: Affine | None = None,
         target: str = "image",
         condition: Sequence[str] = ("label",),
         label_dropout: float = 0.1,
@@ -44,7 +48,9 @@ class DiffusionModule(pl.LightningModule):
     ):
         super().__init__()
         self.denoiser, self.codec, self.objective = denoiser, codec, objective
-        self.optimizer = optimizer
+        self.optimizer, self.augmentation = optimizer, augmentation
+        # Metrics, because a process may have no sample in a bin; a bin that is empty in all is NaN.
+        self.loss_by_noise = nn.ModuleDict({name: MeanMetric(nan_strategy="ignore") for name in noise_bin_names()})
         self.target, self.condition, self.label_dropout, self.seed = target, tuple(condition), label_dropout, seed
 
     @property
@@ -63,33 +69,39 @@ class DiffusionModule(pl.LightningModule):
         first = (micro * self.trainer.world_size + self.global_rank) * count
         # Dropout layers know only the global generator.
         torch.manual_seed(seed_of(*key, "dropout", first))
-        losses, _ = self._losses(batch, key, first, total=count * slices, drop=self.label_dropout)
+        images = batch[self.target]
+        cond = self._condition(batch)
+        if self.augmentation:
+            draws = normal_block((*key, "augmentation"), first, count, (self.augmentation.draws,), images.device)
+            images, cond["augmentation"] = self.augmentation(images, draws)
+        if self.label_dropout > 0:
+            cond["drop"] = (uniform((*key, "drop"), first, count) < self.label_dropout).to(images.device)
+        losses, _ = self._losses(images, cond, key, first, total=count * slices)
         return losses.mean()
 
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
         place = batch_idx * self.trainer.world_size + self.global_rank
-        count = len(batch[self.target])
-        losses, t = self._losses(batch, (self.seed, "validation", place), first=0, total=count, drop=0.0)
-        logging = {"on_step": False, "on_epoch": True, "logger": False, "sync_dist": True}
-        self.log("val/loss", losses.mean(), batch_size=count, **logging)
+        images, cond = batch[self.target], self._condition(batch)
+        count = len(images)
+        losses, t = self._losses(images, cond, (self.seed, "validation", place), first=0, total=count)
+        logging = {"on_step": False, "on_epoch": True, "logger": False, "batch_size": count}
+        self.log("val/loss", losses.mean(), sync_dist=True, **logging)
         bins = torch.bucketize(self.denoiser.scheduler.log_snr(t), torch.tensor(LOG_SNR_BINS, dtype=torch.float64))
-        for index, name in enumerate(noise_bin_names()):
-            inside = bins == index
-            if inside.any():
-                mean = losses[inside.to(losses.device)].mean()
-                self.log(f"loss_by_noise/{name}", mean, batch_size=int(inside.sum()), **logging)
+        for index, (name, metric) in enumerate(self.loss_by_noise.items()):
+            metric.update(losses, (bins == index).to(losses))
+            self.log(f"loss_by_noise/{name}", metric, **logging)
+
+    def _condition(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: batch[name] for name in self.condition if name in batch}
 
     def _losses(
-        self, batch: Mapping[str, Tensor], key: tuple, first: int, total: int, drop: float
+        self, images: Tensor, cond: Mapping[str, Tensor], key: tuple, first: int, total: int
     ) -> tuple[Tensor, Tensor]:
+        """The losses (B,) of images that are the places first ... of a batch of `total`, and their times (B,)."""
         with torch.no_grad():
-            x0 = self.codec.encode(batch[self.target])
-        count = len(x0)
-        t = self.objective.time(stratified_uniform((*key, "time"), first, count, total), self.denoiser.scheduler)
-        noise = normal_block((*key, "noise"), first, count, x0.shape[1:], x0.device)
-        cond = {name: batch[name] for name in self.condition if name in batch}
-        if cond and drop > 0:
-            cond["drop"] = (uniform((*key, "drop"), first, count) < drop).to(x0.device)
+            x0 = self.codec.encode(images)
+        t = self.objective.time(stratified_uniform((*key, "time"), first, len(x0), total), self.denoiser.scheduler)
+        noise = normal_block((*key, "noise"), first, len(x0), x0.shape[1:], x0.device)
         return self.objective.loss(self.denoiser, x0, noise, t, cond), t
 
 

@@ -24,6 +24,7 @@ class UNet(nn.Module):
         in_channels, out_channels: of x and of the answer.
         size: the images' S; it decides where attention goes. Other sizes still run, if the levels can halve them.
         classes: number of classes, or None for an unconditional network.
+        augmentation: numbers by which the network is told how an image was augmented; 0 for none.
         channels: width of the first level; level i has channels * multipliers[i].
         blocks: residual blocks a level, on the way down (one more on the way up).
         attention_size: self-attention at every level whose longest side is at most this; 0 for none.
@@ -40,6 +41,7 @@ class UNet(nn.Module):
         out_channels: int,
         size: Sequence[int],
         classes: int | None = None,
+        augmentation: int = 0,
         channels: int = 64,
         multipliers: Sequence[int] = (1, 2, 2),
         blocks: int = 2,
@@ -59,7 +61,7 @@ class UNet(nn.Module):
         width = 4 * channels
         conv = _conv(spatial_dims)
 
-        self.embedding = Embedding(width, classes)
+        self.embedding = Embedding(width, classes, augmentation)
         self.input = conv(in_channels, channels, 3, padding=1)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         skips, current = [channels], channels
@@ -104,8 +106,8 @@ class UNet(nn.Module):
     def forward(self, x: Tensor, c_noise: Tensor, cond: Cond | None = None) -> Tensor:
         """x (B, in_channels, *S), c_noise (B,) -> (B, out_channels, *S).
 
-        cond may hold "label", int64 (B,) or multi-hot float (B, classes), and "drop", bool (B,): those samples are
-        answered without their label.
+        cond may hold "label", int64 (B,) or multi-hot float (B, classes); "drop", bool (B,): those samples are
+        answered without their label; and "augmentation", float (B, augmentation), which is 0 where it is not given.
         """
         embedding = self.embedding(c_noise, cond)  # (B, width)
         x, crop = pad_to_multiple(x, self.factor)
@@ -122,21 +124,25 @@ class UNet(nn.Module):
 
 
 class Embedding(nn.Module):
-    """The noise level, and the class where there is one, as a vector (B, width)."""
+    """The noise level, and the class and the augmentation where there are any, as a vector (B, width)."""
 
-    def __init__(self, width: int, classes: int | None, frequencies: int = 64):
+    def __init__(self, width: int, classes: int | None, augmentation: int, frequencies: int = 64):
         super().__init__()
         self.classes = classes
         self.register_buffer("frequencies", torch.logspace(-1, 2, frequencies, dtype=torch.float32), persistent=False)
         self.noise = nn.Sequential(nn.Linear(2 * frequencies, width), nn.SiLU(), nn.Linear(width, width))
         if classes is not None:
             self.label = nn.Linear(classes + 1, width, bias=False)  # the last input means "no label"
+        if augmentation:
+            self.augmentation = nn.Linear(augmentation, width, bias=False)
 
     def forward(self, c_noise: Tensor, cond: Cond | None) -> Tensor:
         phase = c_noise[:, None] * self.frequencies  # (B, frequencies)
         embedding = self.noise(torch.cat([phase.cos(), phase.sin()], 1))
         if self.classes is not None:
             embedding = embedding + self.label(self._one_hot(len(c_noise), cond or {}).to(embedding.dtype))
+        if cond and "augmentation" in cond:
+            embedding = embedding + self.augmentation(cond["augmentation"])
         return F.silu(embedding)
 
     def _one_hot(self, count: int, cond: Cond) -> Tensor:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.training import assert_same_run, run_training, start_training, state
+from tests.training import assert_same_run, start_training
 
 PLAN = [
     "trainer.max_steps=150",

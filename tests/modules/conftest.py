@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from omegaconf import OmegaConf
+from torchmetrics import Metric
 
 from datamodules.batch import DataSpec
 from diffusion.runs import build_module
@@ -27,7 +28,7 @@ class Recorded:
 
 @pytest.fixture(scope="session")
 def config():
-    return composed([*SMALL, "network.dropout=0"])
+    return composed([*SMALL, "network.dropout=0", "augmentation=affine"])
 
 
 @pytest.fixture
@@ -40,7 +41,16 @@ def build(config):
         module._trainer = SimpleNamespace(accumulate_grad_batches=1, world_size=1, global_rank=0, global_step=0)
         module.objective = Recorded(module.objective)
         module.logged = []
-        module.log = lambda name, value, batch_size, **_: module.logged.append((name, float(value), batch_size))
+
+        def log(name, value, batch_size, **_):
+            if isinstance(value, Metric):  # computed and reset at once, as at the end of a validation of one batch
+                logged = (name, value.compute().item(), value.weight.item())
+                value.reset()
+                module.logged += [logged] if logged[2] else []
+            else:
+                module.logged.append((name, value.item(), batch_size))
+
+        module.log = log
         # The output layer starts at zero, which would hide everything below it.
         with torch.no_grad():
             for i, p in enumerate(module.network.parameters()):

@@ -1,0 +1,110 @@
+"""The run directory while training is at work in it: claimed, begun or gone on with, and logged into."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import secrets
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from diffusion.errors import UserError
+from diffusion.files import replace_file
+from diffusion.runs import Run, differences
+
+LOCK, LOG = ".lock", "train.log"
+
+
+def first_process() -> bool:
+    """Whether this is the process, of those that train one run together, that writes its files."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK"))
+
+
+@contextmanager
+def claimed(directory: Path, patience: float = 60.0) -> Iterator[None]:
+    """The directory, made if need be, and closed to other runs; the processes of one run share it.
+
+    Raises UserError if another run is at work in it, it cannot be made, or the first process does not begin the run
+    within `patience` seconds.
+    """
+    if not first_process():
+        deadline = time.monotonic() + patience
+        while not (directory / "config.yaml").exists():
+            if time.monotonic() > deadline:
+                raise UserError(f"the first process has not begun run {directory}: look for its error")
+            time.sleep(0.1)
+        yield
+        return
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        file = (directory / LOCK).open("w")
+    except OSError as error:
+        raise UserError(f"cannot make the run directory {directory}: {error.strerror}; set runs_dir") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(f"run {directory} is at work in another process: wait for it, or stop it") from error
+        yield
+
+
+def find_run(directory: Path, cfg: DictConfig) -> Run | None:
+    """The run to go on with, if there is one. Raises UserError if it may not go on with this config."""
+    if not directory.exists() or all(path.name in (LOCK, LOG) for path in directory.iterdir()):
+        return None
+    run = Run.open(directory)
+    if cfg.resume == "never":
+        raise UserError(f"run {directory} exists and resume=never: choose another run_id")
+    changed = differences(run.config, cfg)
+    if changed:
+        raise UserError(
+            f"run {directory} was made with another config ({'; '.join(changed)}): use the same one, or another run_id"
+        )
+    cfg.wandb_id = run.config.wandb_id
+    return run
+
+
+def start_run(directory: Path, cfg: DictConfig) -> Run:
+    """Begin a run: its config.yaml is written, once."""
+    cfg.wandb_id = secrets.token_hex(4)
+    replace_file(directory / "config.yaml", lambda path: OmegaConf.save(cfg, path))
+    return Run(directory, cfg)
+
+
+def position(run: Run, checkpoint: Path | None) -> tuple[int, float]:
+    """Steps and seconds of training that a checkpoint holds."""
+    if checkpoint is None:
+        return 0, 0.0
+    content = run.load_checkpoint(checkpoint)
+    return content["global_step"], content["callbacks"]["Budget"]["elapsed"]
+
+
+@contextmanager
+def logging_to(path: Path) -> Iterator[None]:
+    """Log to a file and to standard error, without Lightning's chatter; other processes than the first are silent."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module="pytorch_lightning")
+    if not first_process():
+        yield
+        return
+    file, console = logging.FileHandler(path), logging.StreamHandler(sys.stderr)
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.INFO)
+    for handler in (file, console):
+        root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+        for handler in (file, console):
+            root.removeHandler(handler)
+        file.close()

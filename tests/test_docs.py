@@ -1,0 +1,108 @@
+"""The documentation: every command in it runs, every picture and file that it names is there, every choice is listed."""
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from diffusion.apps import tasks
+from diffusion.apps.config import CONF
+from tests.training import composed, run_training
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def commands(start: str) -> list[str]:
+    """All commands on all pages that begin with `start`, from fenced blocks and from code in tables."""
+    found = []
+    for page in PAGES:
+        text = page.read_text()
+        blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+        lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
+        lines += re.findall(r"`((?:python|make) [^`]+)`", text)
+        found += [line.removeprefix(".venv/bin/") for line in lines if line.removeprefix(".venv/bin/").startswith(start)]
+    return sorted(set(found))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    return run_training(tmp_path_factory.mktemp("runs"), "trainer.max_steps=2", "trainer.log_every_n_steps=1")
+
+
+@pytest.fixture
+def npz(tmp_path) -> Path:
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for split in ("train", "val", "test"):
+        arrays[f"{split}_images"] = rng.integers(0, 256, (12, 28, 28, 3), dtype=np.uint8)
+        arrays[f"{split}_labels"] = np.arange(12)[:, None] % 4
+    np.savez(tmp_path / "data.npz", **arrays)
+    return tmp_path / "data.npz"
+
+
+def test_the_pages_hold_commands_to_test():
+    assert len(commands("python train.py")) >= 8
+    assert len(commands("python -m diffusion")) >= 3
+
+
+@pytest.mark.parametrize("command", commands("python train.py"))
+def test_training_commands_compose(command, npz):
+    words = shlex.split(command.replace("FILE", str(npz)))[2:]
+    if "--help" in words:
+        return  # tests/apps/test_cli.py runs it
+    trials = [word.split(",")[0] for word in words if word != "-m"]
+    cfg = composed(trials)
+    for word in trials:
+        key, value = word.split("=", 1)
+        assert key in cfg or "." in key
+        if (CONF / key).is_dir():
+            assert (CONF / key / f"{value}.yaml").is_file()
+
+
+@pytest.mark.slow
+def test_the_command_for_a_file_of_ones_own_trains(npz, tmp_path):
+    (command,) = [command for command in commands("python train.py") if "dataset=npz" in command]
+    words = shlex.split(command.replace("FILE", str(npz)))[2:]
+    small = ["network=tiny", "network.channels=8", "trainer.max_steps=2", "grid.steps=2", "callbacks.previews.n=4"]
+    from diffusion.apps.train import train
+
+    train(composed([*words, *small, f"runs_dir={tmp_path}", "run_id=own", "accelerator=cpu", "batch_size=4"]))
+    assert (tmp_path / "bloodmnist_pixel" / "own" / "samples" / "step_0000002.png").is_file()
+
+
+@pytest.mark.parametrize("command", commands("python -m diffusion"))
+def test_sampling_commands_run(command, run, tmp_path):
+    words = shlex.split(command)[3:]
+    words = [re.sub(r"^run=.*", f"run={run}", word) for word in words]
+    words = [re.sub(r"^n=.*", "n=4", word) for word in words]
+    tasks.main([*words, f"out={tmp_path}", "device=cpu"])
+    assert (tmp_path / "grid.png").is_file()
+
+
+def test_make_targets_and_pip_lines_agree():
+    makefile = (ROOT / "Makefile").read_text()
+    for command in commands("make "):
+        assert re.search(rf"^{command.split()[1]}:", makefile, re.MULTILINE)
+    assert '-m pip install -e ".[dev]"' in makefile
+    assert commands("python -m pip") == ['python -m pip install -e ".[dev]"']
+
+
+def test_pictures_and_pages_are_there():
+    for page in PAGES:
+        for name in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            assert name.startswith("http") or (page.parent / name).is_file(), f"{page.name}: {name}"
+
+
+def test_every_choice_is_listed():
+    """docs/parts.md names every group and each of its choices; data sets are named by kind."""
+    text = (ROOT / "docs" / "parts.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", text, re.MULTILINE))
+    for group in sorted(path for path in CONF.iterdir() if path.is_dir() and path.name not in ("task", "callbacks")):
+        choices = {path.stem for path in group.glob("*.yaml")}
+        if group.name == "dataset":
+            choices = {choice for choice in choices if not choice.endswith("mnist")}
+        missing = [choice for choice in sorted(choices) if f"`{choice}`" not in rows[group.name]]
+        assert not missing, group.name
