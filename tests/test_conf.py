@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from datamodules.batch import DataSpec
 from diffusion.apps.cli import keys_of
-from diffusion.apps.config import CONF
+from diffusion.apps.config import CONF, choice_of
 from diffusion.errors import UserError
 from diffusion.runs import build_generative, build_module, factory
 from tests.training import composed
@@ -50,7 +50,7 @@ def nodes() -> list:
     found = []
     for group in GROUPS - {"experiment"}:
         for choice in CHOICES[group]:
-            config = OmegaConf.load(CONF / group / f"{choice}.yaml")
+            config = choice_of(group, choice)
             found += [pytest.param(key, node, id=f"{group}/{choice}:{key}") for key, node in targets(config, group)]
     return sorted(found, key=lambda param: param.id)
 
@@ -143,7 +143,7 @@ def test_an_experiment_composes_with_every_dataset(experiment):
     for dataset in CHOICES["dataset"]:
         path = ["dataset.path=some/file.npz"] if dataset == "npz" else []
         cfg = composed([f"experiment={experiment}", f"dataset={dataset}", *path])
-        chosen = OmegaConf.load(CONF / "dataset" / f"{dataset}.yaml")
+        chosen = choice_of("dataset", dataset)
         if path:
             assert cfg.dataset.path == "some/file.npz"
             chosen.path = cfg.dataset.path
@@ -159,7 +159,7 @@ def test_every_choice_composes_with_every_recipe(experiment):
         chosen = {group: CHOICES[group][row % len(CHOICES[group])] for group in groups}
         cfg = composed([f"experiment={experiment}", *(f"{group}={choice}" for group, choice in chosen.items())])
         for group, choice in chosen.items():
-            alone = OmegaConf.load(CONF / group / f"{choice}.yaml")
+            alone = choice_of(group, choice)
             # A recipe may change values of its own choices, but must not add keys to another one.
             assert set(keys_of(cfg[group])) == set(keys_of(alone)), f"{group}={choice}"
             assert [n._target_ for _, n in targets(cfg[group] or {}, "")] == [n._target_ for _, n in targets(alone, "")]
@@ -194,7 +194,7 @@ def small() -> DictConfig:
 
 def choose(config: DictConfig, **choices: str) -> DictConfig:
     """A copy with other choices; much faster than to compose it anew, which the tests above do."""
-    found = {group: OmegaConf.load(CONF / group / f"{choice}.yaml") for group, choice in choices.items()}
+    found = {group: choice_of(group, choice) for group, choice in choices.items()}
     return OmegaConf.create({**config, **found})
 
 
@@ -220,8 +220,8 @@ def test_a_scheduler_and_a_parameterization_fit_every_objective_or_are_refused(s
 
 
 @pytest.mark.parametrize("network", CHOICES["network"])
-def test_a_network_is_built_for_the_data(small, network):
-    node = choose(small, network=network).network
+def test_a_network_is_built_for_the_data(network):
+    node = choice_of("network", network)
     with torch.device("meta"):  # shapes without numbers: the base network would take seconds
         unet = factory(node)(in_channels=3, out_channels=3, size=[28, 28], classes=4)
         x = torch.empty(2, 3, 28, 28)

@@ -62,6 +62,13 @@ class Config:
 ConfigStore.instance().store("schema", Config)
 
 
+def choice_of(group: str, name: str) -> DictConfig:
+    """What conf/GROUP/NAME.yaml holds, on top of the choices of its group that it builds on."""
+    loaded = OmegaConf.load(CONF / group / f"{name}.yaml")
+    bases = [base for base in loaded.pop("defaults", []) if base != "_self_"]
+    return OmegaConf.merge(*(choice_of(group, base) for base in bases), loaded)
+
+
 OPEN = ("experiment", "accelerator", "logger")
 """Groups whose values Lightning takes in many types, and checks itself."""
 
@@ -72,9 +79,8 @@ def check_types(config: DictConfig, choices: Mapping[str, str]) -> None:
     choices: group -> name, as Hydra has it in runtime.choices.
     """
     for group, choice in choices.items():
-        path = CONF / group / f"{choice}.yaml"
-        if group not in OPEN and "/" not in group and path.exists():
-            check_type(group, OmegaConf.load(path), config[group])
+        if group not in OPEN and (CONF / group / f"{choice}.yaml").exists():
+            check_type(group, choice_of(group, choice), config[group])
 
 
 def check_type(key: str, default: Any, value: Any) -> None:

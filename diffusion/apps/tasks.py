@@ -15,7 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion.apps.cli import keys_of, suggest, suggest_key
-from diffusion.apps.config import CONF, check_type
+from diffusion.apps.config import CONF, check_type, choice_of
 from diffusion.errors import UserError
 
 SAMPLING_GROUPS = ("sampler", "grid", "guidance")
@@ -73,10 +73,10 @@ def apply(config: DictConfig, pairs: dict[str, object]) -> None:
         if group in pairs:
             choice = pairs.pop(group)
             if group == "guidance" and isinstance(choice, (int, float)) and not isinstance(choice, bool):
-                config[group] = choice_of(group, "classifier_free")
+                config[group] = chosen(group, "classifier_free")
                 config[group].scale = float(choice)
             else:
-                config[group] = choice_of(group, str(choice))
+                config[group] = chosen(group, str(choice))
     names = set(keys_of(config))
     for key, value in pairs.items():
         if key not in names:
@@ -85,9 +85,8 @@ def apply(config: DictConfig, pairs: dict[str, object]) -> None:
         OmegaConf.update(config, key, value)
 
 
-def choice_of(group: str, name: str) -> DictConfig | None:
+def chosen(group: str, name: str) -> DictConfig:
     names = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
     if name not in names:
         raise UserError(f"{group}={name}: there is no such choice; {suggest(name, names)}")
-    loaded = OmegaConf.load(CONF / group / f"{name}.yaml")
-    return loaded if len(loaded) else None
+    return choice_of(group, name)

@@ -29,7 +29,7 @@ class UNet(nn.Module):
         blocks: residual blocks a level, on the way down (one more on the way up).
         attention_size: self-attention at every level whose longest side is at most this; 0 for none.
         head_channels: width of an attention head.
-        dropout: in every residual block.
+        dropout: share of whole channels left out in every residual block.
 
     The output layer starts at zero, so an untrained network answers 0. Raises UserError if the smallest side of
     `size` cannot be halved at every level.
@@ -174,7 +174,7 @@ class Block(nn.Module):
         self.conv1 = conv(in_channels, out_channels, 3, padding=1)
         self.scale_shift = nn.Linear(width, 2 * out_channels)
         self.norm2 = _norm(out_channels)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = {2: nn.Dropout2d, 3: nn.Dropout3d}[spatial_dims](dropout)
         self.conv2 = _zero(conv(out_channels, out_channels, 3, padding=1))
         self.shortcut = conv(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
         self.attention = Attention(out_channels, head_channels) if attends else nn.Identity()
