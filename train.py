@@ -1,10 +1,6 @@
 """Train a model: python train.py experiment=NAME [group=choice ...] [key=value ...]; --help lists what there is."""
 
-from contextlib import nullcontext
-
 import hydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from diffusion.apps import cli, config
@@ -12,8 +8,7 @@ from diffusion.apps import cli, config
 
 @hydra.main(version_base="1.3", config_path=str(config.CONF), config_name="train")
 def compose_and_train(cfg: DictConfig) -> None:
-    single = HydraConfig.get().mode is not RunMode.MULTIRUN
-    with cli.deferred() if single else nullcontext():
+    with cli.deferred():
         from diffusion.apps.train import train
 
         train(cfg)

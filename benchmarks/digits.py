@@ -109,7 +109,7 @@ def main() -> None:
         run = options.runs_dir / "digits_pixel" / run_id
         train = ["train.py", "experiment=digits_pixel", f"seed={seed}", f"run_id={run_id}"]
         command(*train, f"runs_dir={options.runs_dir}", *options.set)
-        task = ["-m", "diffusion", "sample", f"run={run}", f"n={options.n}", "batch_size=1000", "overwrite=true"]
+        task = ["-m", "diffusion", "sample", f"run={run}", f"n={options.n}", "overwrite=true"]
         command(*task, *options.sample)
         arrays = np.load(run / "sample" / "samples.npz")
         sampled = json.loads((run / "sample" / "metrics.json").read_text())

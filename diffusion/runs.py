@@ -83,8 +83,9 @@ class Run:
         candidates = [self.checkpoints / name for name in (LAST, PREVIOUS) if (self.checkpoints / name).exists()]
         for path in candidates:
             if is_whole(path):
+                for damaged in candidates[: candidates.index(path)]:
+                    log.warning("checkpoint %s is damaged; the one before it is used, %s", damaged, path.name)
                 return path
-            log.warning("checkpoint %s is damaged; looking for the one before it", path)
         if candidates:
             raise UserError(
                 f"all checkpoints of {self.directory} are damaged ({', '.join(p.name for p in candidates)}): "
@@ -119,6 +120,9 @@ def build_module(config: DictConfig, spec: DataSpec, std: float) -> DiffusionMod
 
     codec = instantiate(config.codec)
     shape = codec.latent_shape(spec.shape)
+    strange = [key for key in config.model.condition if key != "label"]
+    if strange:
+        raise UserError(f"model.condition={list(config.model.condition)}: the networks can be told label only, or []")
     conditional = "label" in config.model.condition
     augmentation = instantiate(config.augmentation) if config.augmentation else None
     torch.manual_seed(seed_of(config.seed, "weights"))
@@ -147,9 +151,20 @@ def build_module(config: DictConfig, spec: DataSpec, std: float) -> DiffusionMod
 def factory(node: DictConfig) -> Callable[..., Any]:
     """The node's target with its keys bound, to be called with objects.
 
+    What the target refuses is the config's mistake, and raised as a UserError.
     Objects never go through `instantiate` itself: it takes a dataclass instance for a config, and rebuilds it.
     """
-    return instantiate(node, _partial_=True, _convert_="all")
+    bound = instantiate(node, _partial_=True, _convert_="all")
+
+    def make(*objects: Any, **named: Any) -> Any:
+        try:
+            return bound(*objects, **named)
+        except UserError:
+            raise
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise UserError(f"{node._target_} refuses its keys: {' '.join(str(error).split())}") from error
+
+    return make
 
 
 def build_generative(config: DictConfig, module: DiffusionModule) -> GenerativeModel:

@@ -1,4 +1,4 @@
-"""The documentation: every command in it runs, every picture and file that it names is there, every choice is listed."""
+"""The documentation: every command runs, every picture and file that it names is there, every choice is listed."""
 
 import re
 import shlex
@@ -23,7 +23,9 @@ def commands(start: str) -> list[str]:
         blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
         lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
         lines += re.findall(r"`((?:python|make) [^`]+)`", text)
-        found += [line.removeprefix(".venv/bin/") for line in lines if line.removeprefix(".venv/bin/").startswith(start)]
+        found += [
+            line.removeprefix(".venv/bin/") for line in lines if line.removeprefix(".venv/bin/").startswith(start)
+        ]
     return sorted(set(found))
 
 

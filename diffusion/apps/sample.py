@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from diffusion.apps.output import best_device, output_folder
+from diffusion.errors import UserError
 from diffusion.runs import Run
 from diffusion.tasks.pictures import columns_of, save_animation, save_grid
 from diffusion.tasks.sample import Trajectory, check_positive, counted_evaluations, labels_of, sample
@@ -30,9 +31,11 @@ def main(config: DictConfig) -> None:
     check_positive(n=config.n, batch_size=config.batch_size)
     run = Run.open(config.run)
     labels = labels_of(config.label, config.n, network_classes(run))
+    if config.guidance and labels is None:
+        raise UserError("guidance needs a conditional model: this run was trained without labels; use guidance=none")
     device = best_device(config.device)
     generative = run.generative(config, device)
-    out = output_folder(config.out or run.directory / "sample", config.overwrite)
+    out = output_folder(str(config.out or run.directory / "sample"), config.overwrite)
     trajectory = Trajectory(ANIMATED)
     bar = Progress(
         TextColumn("sampling"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=Console(stderr=True)

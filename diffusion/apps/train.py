@@ -10,10 +10,13 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytorch_lightning as pl
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from datamodules.batch import DataSpec
 from diffusion import callbacks as cb
@@ -40,11 +43,17 @@ def train(cfg: DictConfig) -> None:
         budget = check(cfg)
         datamodule = instantiate(cfg.dataset, seed=cfg.seed, batch_size=cfg.batch_size)
         datamodule.prepare_data()
+        there = [key for key in datamodule.split("train")[torch.tensor([0])] if key in ("image", "mask")]
+        if cfg.model.target not in there:
+            raise UserError(f"model.target={cfg.model.target}: the data have {' and '.join(there)}")
         cfg = add_data(cfg, datamodule.spec, datamodule.std(), datamodule.fingerprint())
         module = build_module(cfg, datamodule.spec, cfg.data.std)
 
         directory = Path(cfg.runs_dir) / cfg.experiment / cfg.run_id
-        find_run(directory, cfg)  # refuses before anything is written
+        # All that can refuse does so before anything is written.
+        module.configure_optimizers()
+        trainer = make_trainer(cfg, directory, callbacks_of(directory, cfg, module, datamodule, budget, signals))
+        find_run(directory, cfg)
         with claimed(directory), logging_to(directory / LOG):
             run = find_run(directory, cfg) or start_run(directory, cfg)
             checkpoint = run.newest_checkpoint()
@@ -57,7 +66,8 @@ def train(cfg: DictConfig) -> None:
             log.info("%s  %s on %s", directory, network, datamodule.source)
             if checkpoint:
                 log.info("continues from step %d (%s)", step, checkpoint.name)
-            fit(run, cfg, module, datamodule, budget, signals, checkpoint, step)
+            trainer.loggers = loggers_of(run, cfg, step)
+            fit(trainer, cfg, module, datamodule, signals, checkpoint)
             log.info("finished; sample it with\n  python -m diffusion sample run=%s", directory)
 
 
@@ -130,47 +140,20 @@ def add_data(cfg: DictConfig, spec: DataSpec, std: float, fingerprint: str) -> D
 
 
 def fit(
-    run: Run,
+    trainer: pl.Trainer,
     cfg: DictConfig,
     module: DiffusionModule,
     datamodule: pl.LightningDataModule,
-    budget: cb.Budget,
     signals: cb.StopSignals,
     checkpoint: Path | None,
-    step: int,
 ) -> None:
-    metrics_csv = cb.MetricsCSV(run.directory / "metrics.csv")
-    metrics_csv.cut_back(step)
-    loggers = [metrics_csv]
-    if cfg.logger:
-        # The id was made with the run, so a run that goes on appends to its own page.
-        identity = {"id": cfg.wandb_id, "name": f"{cfg.experiment}/{cfg.run_id}", "resume": "allow"}
-        config = OmegaConf.to_container(cfg)
-        loggers.append(factory(cfg.logger)(**identity, save_dir=str(run.directory), config=config))
-    trainer = pl.Trainer(
-        **cfg.accelerator,
-        logger=loggers,
-        callbacks=callbacks_of(run, cfg, module, datamodule, budget, signals),
-        plugins=[cb.AtomicCheckpointIO()],
-        max_epochs=-1,
-        val_check_interval=cfg.trainer.validate_every_n_steps * cfg.trainer.accumulate_grad_batches,
-        check_val_every_n_epoch=None,
-        accumulate_grad_batches=cfg.trainer.accumulate_grad_batches,
-        gradient_clip_val=cfg.trainer.gradient_clip_val,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=str(run.directory),
-    )
+    """Train from the checkpoint, or from the start. Raises Stopped after a signal."""
     os.environ[RUN_ID] = cfg.run_id
     try:
         trainer.fit(module, datamodule, ckpt_path=checkpoint, weights_only=True)
     except Stopped:
-        log.info(
-            "stopped by %s at step %d, saved; the same command goes on", signals.received.name, trainer.global_step
-        )
+        name = signals.received.name if signals.received else "a signal to another process"
+        log.info("stopped by %s at step %d, saved; the same command goes on", name, trainer.global_step)
         raise
     finally:
         del os.environ[RUN_ID]
@@ -181,8 +164,48 @@ def fit(
             wandb.finish()
 
 
+def loggers_of(run: Run, cfg: DictConfig, step: int) -> list[Logger]:
+    """metrics.csv, cut back to where the run goes on, and the logger that the config asks for."""
+    metrics_csv = cb.MetricsCSV(run.directory / "metrics.csv")
+    metrics_csv.cut_back(step)
+    if not cfg.logger:
+        return [metrics_csv]
+    # The id was made with the run, so a run that goes on appends to its own page.
+    identity = {"id": cfg.wandb_id, "name": f"{cfg.experiment}/{cfg.run_id}", "resume": "allow"}
+    config = OmegaConf.to_container(cfg)
+    return [metrics_csv, factory(cfg.logger)(**identity, save_dir=str(run.directory), config=config)]
+
+
+def make_trainer(cfg: DictConfig, directory: Path, callbacks: list[pl.Callback]) -> pl.Trainer:
+    """The trainer, without its loggers; nothing is written.
+
+    Raises UserError for an accelerator, precision or strategy that Lightning refuses.
+    """
+    try:
+        return pl.Trainer(
+            **cfg.accelerator,
+            logger=False,
+            callbacks=callbacks,
+            plugins=[cb.AtomicCheckpointIO()],
+            max_epochs=-1,
+            val_check_interval=cfg.trainer.validate_every_n_steps * cfg.trainer.accumulate_grad_batches,
+            check_val_every_n_epoch=None,
+            accumulate_grad_batches=cfg.trainer.accumulate_grad_batches,
+            gradient_clip_val=cfg.trainer.gradient_clip_val,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=str(directory),
+        )
+    except (TypeError, ValueError, MisconfigurationException) as error:
+        chosen = ", ".join(f"accelerator.{key}={value}" for key, value in cfg.accelerator.items())
+        raise UserError(f"{chosen} is refused: {' '.join(str(error).split())}") from error
+
+
 def callbacks_of(
-    run: Run,
+    directory: Path,
     cfg: DictConfig,
     module: DiffusionModule,
     datamodule: pl.LightningDataModule,
@@ -198,9 +221,9 @@ def callbacks_of(
         ema,
         metrics,
         factory(cfg.callbacks.previews)(
-            generative=build_generative(cfg, module), spec=datamodule.spec, folder=run.directory / "samples", ema=ema
+            generative=build_generative(cfg, module), spec=datamodule.spec, folder=directory / "samples", ema=ema
         ),
-        cb.LossFigure(run.directory / "metrics.csv", run.directory / "figures" / "loss.png"),
+        cb.LossFigure(directory / "metrics.csv", directory / "figures" / "loss.png"),
         cb.ProgressBar(budget, metrics),
-        cb.Checkpoints(run.checkpoints, cfg.checkpoint.every_n_steps, signals),
+        cb.Checkpoints(Run(directory, cfg).checkpoints, cfg.checkpoint.every_n_steps, signals),
     ]

@@ -10,6 +10,8 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from diffusion.errors import UserError
+
 
 class EMA(pl.Callback):
     """Keeps an average of the network alone, in float32; validation and previews see it in place of the weights.
@@ -19,6 +21,8 @@ class EMA(pl.Callback):
     """
 
     def __init__(self, decay: float = 0.999):
+        if not 0 <= decay < 1:
+            raise UserError(f"callbacks.ema.decay={decay}: give a number from 0 to below 1")
         self.decay = decay
         self.average: dict[str, Tensor] = {}
         self._seen = 0

@@ -10,7 +10,7 @@ from datamodules.batch import DataSpec
 from diffusion.callbacks.ema import EMA
 from diffusion.generative import GenerativeModel
 from diffusion.tasks.pictures import save_grid, save_strip
-from diffusion.tasks.sample import Trajectory, labels_of, sample
+from diffusion.tasks.sample import Trajectory, check_positive, labels_of, sample
 
 
 class Previews(pl.Callback):
@@ -31,6 +31,8 @@ class Previews(pl.Callback):
         every_n_steps: int = 1000,
         seed: int = 0,
     ):
+        counts = {"n": n, "strip": strip, "every_n_steps": every_n_steps}
+        check_positive(**{f"callbacks.previews.{name}": value for name, value in counts.items()})
         self.generative, self.spec, self.folder, self.ema = generative, spec, folder, ema
         self.n, self.strip, self.every_n_steps, self.seed = n, strip, every_n_steps, seed
 

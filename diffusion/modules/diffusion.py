@@ -12,6 +12,7 @@ from torchmetrics import MeanMetric
 
 from diffusion.augmentations import Affine
 from diffusion.denoiser import NetworkDenoiser
+from diffusion.errors import UserError
 from diffusion.objectives import Objective
 from diffusion.random import normal_block, seed_of, stratified_uniform, uniform
 
@@ -32,6 +33,8 @@ class DiffusionModule(pl.LightningModule):
         condition: the batch's keys that the network is told; a key that the data lack is left out.
         label_dropout: probability with which a sample is trained without its condition.
         seed: of all the randomness above.
+
+    Raises UserError for a label_dropout outside [0, 1].
     """
 
     def __init__(
@@ -47,6 +50,8 @@ class DiffusionModule(pl.LightningModule):
         seed: int = 0,
     ):
         super().__init__()
+        if not 0 <= label_dropout <= 1:
+            raise UserError(f"model.label_dropout={label_dropout}: give a share from 0 to 1")
         self.denoiser, self.codec, self.objective = denoiser, codec, objective
         self.optimizer, self.augmentation = optimizer, augmentation
         # Metrics, because a process may have no sample in a bin; a bin that is empty in all is NaN.

@@ -51,6 +51,11 @@ class UNet(nn.Module):
     ):
         super().__init__()
         spatial_dims = len(size)
+        for name, value in {"channels": channels, "blocks": blocks, "head_channels": head_channels}.items():
+            if value < 1:
+                raise UserError(f"network.{name}={value}: give at least 1")
+        if not multipliers or min(multipliers) < 1:
+            raise UserError(f"network.multipliers={list(multipliers)}: give one number above 0 for each level")
         self.factor = 2 ** (len(multipliers) - 1)
         if min(size) < self.factor:
             raise UserError(
