@@ -8,7 +8,6 @@ import os
 import secrets
 import sys
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -88,9 +87,7 @@ def position(run: Run, checkpoint: Path | None) -> tuple[int, float]:
 
 @contextmanager
 def logging_to(path: Path) -> Iterator[None]:
-    """Log to a file and to standard error, without Lightning's chatter; other processes than the first are silent."""
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", module="pytorch_lightning")
+    """Log to a file and to standard error; other processes than the first are silent."""
     if not first_process():
         yield
         return

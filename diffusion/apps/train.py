@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import secrets
+import warnings
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -181,6 +182,9 @@ def make_trainer(cfg: DictConfig, directory: Path, callbacks: list[pl.Callback])
 
     Raises UserError for an accelerator, precision or strategy that Lightning refuses.
     """
+    # Its hints on devices, workers and products drown the run's own lines.
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module="pytorch_lightning")
     try:
         return pl.Trainer(
             **cfg.accelerator,

@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 from datamodules.batch import DataSpec
 from diffusion.callbacks.ema import EMA
 from diffusion.generative import GenerativeModel
-from diffusion.tasks.pictures import save_grid, save_strip
+from diffusion.tasks.pictures import columns_of, save_grid, save_strip
 from diffusion.tasks.sample import Trajectory, check_positive, labels_of, sample
 
 
@@ -51,7 +51,7 @@ class Previews(pl.Callback):
             "samples": self.folder / f"step_{step:07d}.png",
             "denoising": self.folder / f"denoising_{step:07d}.png",
         }
-        save_grid(images, pictures["samples"])
+        save_grid(images, pictures["samples"], columns_of(self.n, None if labels is None else self.spec.classes))
         save_strip(trajectory.strip(), pictures["denoising"])
         for logger in trainer.loggers:
             if hasattr(logger, "log_image"):

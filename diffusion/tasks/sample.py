@@ -104,9 +104,9 @@ class Trajectory:
         self.means: list[Tensor] = []
 
     def __call__(self, step: int, x: Tensor, mean: Tensor) -> None:
-        # Noise of any scale is shown over +-3 of its own standard deviations, until it is within the images' range.
+        # Strong noise is brought to unit variance, so that it is seen at all.
         x = x[: self.count].float()
-        self.noisy.append(to_uint8(x / max(1.0, x.std().item() * 3 if x.numel() > 1 else 1.0)).cpu())
+        self.noisy.append(to_uint8(x / x.std(correction=0).clamp(min=1.0)).cpu())
         self.means.append(to_uint8(mean[: self.count].float()).cpu())
 
     def strip(self, columns: int = 8) -> tuple[Tensor, Tensor]:

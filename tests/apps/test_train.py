@@ -170,7 +170,7 @@ def test_larger_max_steps_under_a_decaying_rate_is_another_run(tmp_path):
         ("batch_size=32", "batch_size: 16 -> 32"),
         ("network.dropout=0.2", "network.dropout: 0.1 -> 0.2"),
         ("sampler=ddim", "sampler._target_: diffusion.samplers.heun -> diffusion.samplers.ddim"),
-        ("guidance.scale=5", "guidance.scale: 1.5 -> 5"),
+        ("guidance.scale=5", "guidance.scale: 1.65 -> 5"),
         ("trainer.log_every_n_steps=3", "trainer.log_every_n_steps: 2 -> 3"),
         ("trainer.gradient_clip_val=null", "trainer.gradient_clip_val: 1.0 -> None"),
     ],

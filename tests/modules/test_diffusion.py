@@ -9,7 +9,7 @@ import torch
 from omegaconf import OmegaConf
 
 from datamodules.batch import DataSpec
-from diffusion.apps.config import CONF
+from diffusion.apps.config import CONF, choice_of
 from diffusion.errors import UserError
 from diffusion.modules.diffusion import noise_bin_names
 from diffusion.runs import build_module
@@ -182,7 +182,7 @@ PAIRS = list(product(SCHEDULERS, PARAMETERIZATIONS))
 )
 def test_every_combination_takes_two_finite_steps(config, scheduler, parameterization, objective):
     chosen = {"scheduler": scheduler, "parameterization": parameterization, "objective": objective}
-    nodes = {group: OmegaConf.load(CONF / group / f"{name}.yaml") for group, name in chosen.items()}
+    nodes = {group: choice_of(group, name) for group, name in chosen.items()}
     changed = OmegaConf.create({**OmegaConf.to_container(config), **nodes})
     spec = DataSpec((1, 8, 8), 10)
     if parameterization == "eps" and scheduler == "flow":  # alpha(1) = 0, and eps divides by it
