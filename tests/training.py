@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import threading
 from pathlib import Path
 
 import torch
@@ -73,12 +74,12 @@ def assert_same_run(run: Path, reference: Path) -> None:
     assert losses(run) == losses(reference)
 
 
-def _child(overrides: list[str], kill: str | None) -> None:
-    torch.set_num_threads(1)
-    if kill == "first step":
-        from diffusion.modules import DiffusionModule
+def _kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
 
-        DiffusionModule.training_step = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
+
+def _child(overrides: list[str], kill: str | float | None) -> None:
+    torch.set_num_threads(1)
     if kill == "checkpoint":
         save = torch.save
 
@@ -86,9 +87,22 @@ def _child(overrides: list[str], kill: str | None) -> None:
             save(content, file)
             file.flush()
             file.truncate(file.tell() // 2)
-            os.kill(os.getpid(), signal.SIGKILL)
+            _kill()
 
         torch.save = half
+    elif kill is not None:
+        from diffusion.modules import DiffusionModule
+
+        step = DiffusionModule.training_step
+
+        def first(*arguments: object) -> torch.Tensor:
+            DiffusionModule.training_step = step
+            if kill == "first step":
+                _kill()
+            threading.Timer(kill, _kill).start()
+            return step(*arguments)
+
+        DiffusionModule.training_step = first
 
     def body() -> None:
         from diffusion.apps.train import train
@@ -98,8 +112,11 @@ def _child(overrides: list[str], kill: str | None) -> None:
     cli.run(body)
 
 
-def start_training(runs_dir: Path, *overrides: str, kill: str | None = None) -> multiprocessing.Process:
-    """Train in a process of its own, which kills itself at the "first step" or in the middle of a "checkpoint".
+def start_training(runs_dir: Path, *overrides: str, kill: str | float | None = None) -> multiprocessing.Process:
+    """Train in a process of its own.
+
+    It kills itself (SIGKILL) at its "first step", in the middle of writing a "checkpoint", or so many seconds after its
+    first step.
 
     A fork server has done the imports, so that a start costs a tenth of a second.
     """
