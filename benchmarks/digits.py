@@ -20,6 +20,7 @@ import argparse
 import json
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -105,7 +106,7 @@ def main() -> None:
     print(f"the judge reads {judge.real_accuracy:.3f} of the real test half; real-to-real distance {judge.floor:.3f}")
     rows = []
     for seed in options.seeds:
-        run_id = f"digits-{seed}"
+        run_id = f"{datetime.now():%Y%m%d-%H%M%S}-{seed}"  # a run of its own: a finished one would not train again
         run = options.runs_dir / "digits_pixel" / run_id
         train = ["train.py", "experiment=digits_pixel", f"seed={seed}", f"run_id={run_id}"]
         command(*train, f"runs_dir={options.runs_dir}", *options.set)

@@ -87,6 +87,10 @@ def _array(where: str, array: object) -> np.ndarray:
 
 def _channels_first(where: str, array: np.ndarray) -> Tensor:
     images = torch.from_numpy(array)
+    if images.ndim == 4 and images.shape[1] <= 4 < images.shape[-1]:
+        raise DataError(
+            f"{where}: images of shape {images.shape} seem to have their channels first: move them last, (N, H, W, C)"
+        )
     if images.ndim == 3 or (images.ndim == 4 and images.shape[-1] > 4):
         return images.unsqueeze(1)
     if images.ndim in (4, 5):

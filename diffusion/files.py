@@ -11,7 +11,7 @@ def replace_file(path: Path, write: Callable[[Path], None], keep: Path | None = 
     """Let `write` make a temporary file beside `path`, bring it to the disk, then rename it to `path`.
 
     A kill at any moment leaves the old file, under its name or as `keep`, or the new one. If `write` raises, the
-    temporary file is removed and nothing has changed.
+    temporary file is removed and the old file is as it was.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -21,8 +21,19 @@ def replace_file(path: Path, write: Callable[[Path], None], keep: Path | None = 
         if keep is not None and path.exists():
             os.replace(path, keep)
         os.replace(temporary, path)
+        _sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring the names themselves to the disk, where the system lets a folder be opened."""
+    if hasattr(os, "O_DIRECTORY"):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def remove_temporaries(folder: Path) -> None:

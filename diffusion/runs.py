@@ -93,6 +93,12 @@ class Run:
             )
         return None
 
+    def set_damaged_aside(self) -> None:
+        """Rename a damaged last.ckpt, so that it never takes the place of the whole one before it."""
+        last = self.checkpoints / LAST
+        if last.exists() and not is_whole(last):
+            last.rename(last.with_suffix(".damaged"))
+
     def load_checkpoint(self, path: Path | None = None) -> dict[str, Any]:
         """The content of a checkpoint, by default the newest whole one. Raises UserError if there is none."""
         path = path or self.newest_checkpoint()
@@ -123,14 +129,13 @@ def build_module(config: DictConfig, spec: DataSpec, std: float) -> DiffusionMod
     strange = [key for key in config.model.condition if key != "label"]
     if strange:
         raise UserError(f"model.condition={list(config.model.condition)}: the networks can be told label only, or []")
-    conditional = "label" in config.model.condition
     augmentation = instantiate(config.augmentation) if config.augmentation else None
     torch.manual_seed(seed_of(config.seed, "weights"))
     network = factory(config.network)(
         in_channels=shape[0],
         out_channels=shape[0],
         size=list(shape[1:]),
-        classes=spec.classes if conditional else None,
+        classes=classes_told(config, spec),
         augmentation=augmentation.values if augmentation else 0,
     )
     denoiser = NetworkDenoiser(
@@ -146,6 +151,11 @@ def build_module(config: DictConfig, spec: DataSpec, std: float) -> DiffusionMod
         augmentation=augmentation,
         seed=config.seed,
     )
+
+
+def classes_told(config: DictConfig, spec: DataSpec) -> int | None:
+    """The classes that the network is told, or None: where the data have none, or model.condition leaves them out."""
+    return spec.classes if "label" in config.model.condition else None
 
 
 def factory(node: DictConfig) -> Callable[..., Any]:
@@ -171,6 +181,8 @@ def build_generative(config: DictConfig, module: DiffusionModule) -> GenerativeM
     """The module's denoiser, under the guidance that the config asks for, with its sampler and grid."""
     denoiser = module.denoiser
     if config.get("guidance"):
+        if module.label_dropout == 0:
+            raise UserError("guidance needs model.label_dropout above 0 in training: use guidance=none")
         denoiser = factory(config.guidance)(denoiser)
     return GenerativeModel(denoiser, module.codec, instantiate(config.sampler), instantiate(config.grid))
 
@@ -180,7 +192,8 @@ def data_section(spec: DataSpec, std: float, fingerprint: str) -> dict[str, Any]
     values = asdict(spec)
     values["shape"] = list(values["shape"])
     values["class_names"] = list(values["class_names"]) if values["class_names"] else None
-    return {"spec": values, "std": std, "fingerprint": fingerprint}
+    # Rounded, because the last bits of a sum differ from machine to machine, and a run may move.
+    return {"spec": values, "std": float(f"{std:.10g}"), "fingerprint": fingerprint}
 
 
 def differences(old: DictConfig, new: DictConfig) -> list[str]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion.errors import UserError
-from diffusion.files import replace_file
+from diffusion.files import remove_temporaries, replace_file
 from diffusion.runs import Run, differences
 
 LOCK, LOG = ".lock", "train.log"
@@ -23,7 +23,13 @@ LOCK, LOG = ".lock", "train.log"
 
 def first_process() -> bool:
     """Whether this is the process, of those that train one run together, that writes its files."""
-    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK"))
+    names = ["RANK", "LOCAL_RANK", "NODE_RANK", *(["SLURM_PROCID"] if started_by_srun() else [])]
+    return all(os.environ.get(name, "0") == "0" for name in names)
+
+
+def started_by_srun() -> bool:
+    """Whether Slurm has started several processes; in a plain batch script it numbers the only one."""
+    return "SLURM_PROCID" in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1
 
 
 @contextmanager
@@ -51,17 +57,20 @@ def claimed(directory: Path, patience: float = 60.0) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise UserError(f"run {directory} is at work in another process: wait for it, or stop it") from error
+        remove_temporaries(directory)
         yield
 
 
 def find_run(directory: Path, cfg: DictConfig) -> Run | None:
     """The run to go on with, if there is one. Raises UserError if it may not go on with this config."""
-    if not directory.exists() or all(path.name in (LOCK, LOG) for path in directory.iterdir()):
+    if not directory.exists() or all(path.name in (LOCK, LOG) or path.suffix == ".tmp" for path in directory.iterdir()):
         return None
     run = Run.open(directory)
     if cfg.resume == "never":
         raise UserError(f"run {directory} exists and resume=never: choose another run_id")
     changed = differences(run.config, cfg)
+    if changed and not run.checkpoints.exists():
+        return None  # nothing was trained yet: it may begin anew
     if changed:
         raise UserError(
             f"run {directory} was made with another config ({'; '.join(changed)}): use the same one, or another run_id"

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from diffusion.apps.output import best_device, output_folder
 from diffusion.errors import UserError
-from diffusion.runs import Run
+from diffusion.runs import Run, classes_told
 from diffusion.tasks.pictures import columns_of, save_animation, save_grid
 from diffusion.tasks.sample import Trajectory, check_positive, counted_evaluations, labels_of, sample
 
@@ -30,7 +30,7 @@ def main(config: DictConfig) -> None:
     """Write samples.npz, grid.png, trajectory.gif, metrics.json and cases.csv into the output folder."""
     check_positive(n=config.n, batch_size=config.batch_size)
     run = Run.open(config.run)
-    labels = labels_of(config.label, config.n, network_classes(run))
+    labels = labels_of(config.label, config.n, classes_told(run.config, run.spec))
     if config.guidance and labels is None:
         raise UserError("guidance needs a conditional model: this run was trained without labels; use guidance=none")
     device = best_device(config.device)
@@ -68,11 +68,6 @@ def main(config: DictConfig) -> None:
     (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     write_cases(out / "cases.csv", config.seed, config.n, labels)
     log.info("%d images in %.1f s: %s", config.n, seconds, out / "grid.png")
-
-
-def network_classes(run: Run) -> int | None:
-    """The classes that the run's network was told, or None."""
-    return run.spec.classes if "label" in run.config.model.condition else None
 
 
 def write_images(out: Path, images: Tensor, labels: Tensor | None, trajectory: Trajectory) -> None:

@@ -1,6 +1,6 @@
 """python -m diffusion TASK: find the task, compose its config, run it.
 
-A task is a module of this package with `main(config, run)`, and conf/task/TASK.yaml with its keys and their defaults.
+A task is a module of this package with `main(config)`, and conf/task/TASK.yaml with its keys and their defaults.
 """
 
 from __future__ import annotations

@@ -11,7 +11,6 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytorch_lightning as pl
-import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
@@ -22,17 +21,26 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from datamodules.batch import DataSpec
 from diffusion import callbacks as cb
 from diffusion.apps.config import check_types
-from diffusion.apps.run_directory import LOG, claimed, find_run, first_process, logging_to, position, start_run
+from diffusion.apps.run_directory import (
+    LOG,
+    claimed,
+    find_run,
+    first_process,
+    logging_to,
+    position,
+    start_run,
+    started_by_srun,
+)
 from diffusion.errors import Stopped, UserError
 from diffusion.modules import DiffusionModule
 from diffusion.random import seed_of
-from diffusion.runs import Run, build_generative, build_module, data_section, factory
+from diffusion.runs import Run, build_generative, build_module, classes_told, data_section, factory
 
 log = logging.getLogger("diffusion")
 
 RUN_ID = "MED_DIFFUSION_RUN_ID"
 """Tells the processes that Lightning starts for one run its id."""
-LAUNCHER_VARIABLES = ("LOCAL_RANK", "TORCHELASTIC_RUN_ID", "SLURM_PROCID")
+LAUNCHER_VARIABLES = ("LOCAL_RANK", "TORCHELASTIC_RUN_ID")
 
 
 def train(cfg: DictConfig) -> None:
@@ -44,9 +52,6 @@ def train(cfg: DictConfig) -> None:
         budget = check(cfg)
         datamodule = instantiate(cfg.dataset, seed=cfg.seed, batch_size=cfg.batch_size)
         datamodule.prepare_data()
-        there = [key for key in datamodule.split("train")[torch.tensor([0])] if key in ("image", "mask")]
-        if cfg.model.target not in there:
-            raise UserError(f"model.target={cfg.model.target}: the data have {' and '.join(there)}")
         cfg = add_data(cfg, datamodule.spec, datamodule.std(), datamodule.fingerprint())
         module = build_module(cfg, datamodule.spec, cfg.data.std)
 
@@ -58,6 +63,8 @@ def train(cfg: DictConfig) -> None:
         with claimed(directory), logging_to(directory / LOG):
             run = find_run(directory, cfg) or start_run(directory, cfg)
             checkpoint = run.newest_checkpoint()
+            if first_process():
+                run.set_damaged_aside()
             step, elapsed = position(run, checkpoint)
             if checkpoint and budget.reached(step, elapsed):
                 log.info("run %s is finished (step %d, %s): a larger limit goes on", directory, step, clock(elapsed))
@@ -86,10 +93,26 @@ def check(cfg: DictConfig) -> cb.Budget:
     if cfg.trainer.max_steps is None and cfg.trainer.max_time is None:
         raise UserError("the run would never end: set trainer.max_steps or trainer.max_time")
     multirun = HydraConfig.get().mode == RunMode.MULTIRUN
-    if multirun and cfg.accelerator.devices != 1 and not any(name in os.environ for name in LAUNCHER_VARIABLES):
+    launched = started_by_srun() or any(name in os.environ for name in LAUNCHER_VARIABLES)
+    if multirun and cfg.accelerator.devices != 1 and not launched:
         raise UserError(
             f"-m with accelerator.devices={cfg.accelerator.devices}: every process would start the sweep again; "
             "use one device a trial, or start each trial by torchrun or srun"
+        )
+    if cfg.batch_size % cfg.trainer.accumulate_grad_batches:
+        raise UserError(
+            f"batch_size={cfg.batch_size} cannot be shared by trainer.accumulate_grad_batches="
+            f"{cfg.trainer.accumulate_grad_batches} batches: choose a multiple"
+        )
+    if cfg.model.target != "image":
+        raise UserError(f"model.target={cfg.model.target}: only image can be diffused")
+    # Hydra reads 2024_01_01 as a number; the name is what was typed.
+    typed = [o.split("=", 1)[1].strip("'\"") for o in HydraConfig.get().overrides.task if o.startswith("run_id=")]
+    if typed and cfg.run_id is not None:
+        cfg.run_id = typed[-1]
+    if multirun and cfg.run_id is not None:
+        raise UserError(
+            f"run_id={cfg.run_id} with -m: the trials make their own ids from their overrides; leave it out"
         )
     if cfg.run_id is None:
         cfg.run_id = os.environ.get(RUN_ID) or (sweep_id() if multirun else new_id())
@@ -132,10 +155,10 @@ def clock(seconds: float) -> str:
 def add_data(cfg: DictConfig, spec: DataSpec, std: float, fingerprint: str) -> DictConfig:
     """The config, resolved and as plain values, with what it must know of the data.
 
-    Guidance is off where the data have no labels to guide by.
+    Guidance is off where the network is told no labels to guide by.
     """
     values = OmegaConf.to_container(cfg, resolve=True)
-    if spec.classes is None:
+    if classes_told(cfg, spec) is None:
         values["guidance"] = None
     return OmegaConf.create({**values, "data": data_section(spec, std, fingerprint), "wandb_id": None})
 
@@ -155,6 +178,10 @@ def fit(
     except Stopped:
         name = signals.received.name if signals.received else "a signal to another process"
         log.info("stopped by %s at step %d, saved; the same command goes on", name, trainer.global_step)
+        raise
+    except Exception as error:
+        if type(error).__module__.startswith("wandb"):
+            raise UserError(f"{error}; `wandb login` first, or use logger=wandb_offline") from error
         raise
     finally:
         del os.environ[RUN_ID]
@@ -203,7 +230,7 @@ def make_trainer(cfg: DictConfig, directory: Path, callbacks: list[pl.Callback])
             enable_model_summary=False,
             default_root_dir=str(directory),
         )
-    except (TypeError, ValueError, MisconfigurationException) as error:
+    except (TypeError, ValueError, RuntimeError, MisconfigurationException) as error:
         chosen = ", ".join(f"accelerator.{key}={value}" for key, value in cfg.accelerator.items())
         raise UserError(f"{chosen} is refused: {' '.join(str(error).split())}") from error
 
@@ -225,7 +252,11 @@ def callbacks_of(
         ema,
         metrics,
         factory(cfg.callbacks.previews)(
-            generative=build_generative(cfg, module), spec=datamodule.spec, folder=directory / "samples", ema=ema
+            generative=build_generative(cfg, module),
+            shape=datamodule.spec.shape,
+            classes=classes_told(cfg, datamodule.spec),
+            folder=directory / "samples",
+            ema=ema,
         ),
         cb.LossFigure(directory / "metrics.csv", directory / "figures" / "loss.png"),
         cb.ProgressBar(budget, metrics),

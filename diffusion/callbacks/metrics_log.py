@@ -75,7 +75,7 @@ class MetricsLog(pl.Callback):
         if not math.isfinite(loss):
             raise UserError(
                 f"the loss is {loss} at step {step}: lower optimizer.lr, or use accelerator.precision=32-true; "
-                "the checkpoints hold the run as it was before"
+                "what was saved before is as it was"
             )
 
     def _write(self, trainer: pl.Trainer, values: dict[str, float]) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytorch_lightning as pl
 
-from datamodules.batch import DataSpec
 from diffusion.callbacks.ema import EMA
 from diffusion.generative import GenerativeModel
 from diffusion.tasks.pictures import columns_of, save_grid, save_strip
@@ -23,7 +23,8 @@ class Previews(pl.Callback):
     def __init__(
         self,
         generative: GenerativeModel,
-        spec: DataSpec,
+        shape: Sequence[int],
+        classes: int | None,
         folder: Path,
         ema: EMA,
         n: int = 64,
@@ -33,25 +34,25 @@ class Previews(pl.Callback):
     ):
         counts = {"n": n, "strip": strip, "every_n_steps": every_n_steps}
         check_positive(**{f"callbacks.previews.{name}": value for name, value in counts.items()})
-        self.generative, self.spec, self.folder, self.ema = generative, spec, folder, ema
+        self.generative, self.shape, self.classes, self.folder, self.ema = generative, shape, classes, folder, ema
         self.n, self.strip, self.every_n_steps, self.seed = n, strip, every_n_steps, seed
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         step = trainer.global_step
         if not trainer.is_global_zero or (step % self.every_n_steps and not trainer.should_stop):
             return
-        labels = labels_of("all", self.n, self.spec.classes)
+        labels = labels_of("all", self.n, self.classes)
         with self.ema.applied(pl_module.network):
             trajectory = Trajectory(self.strip)
             images = sample(
-                self.generative, self.spec.shape, self.n, labels, self.seed, batch_size=self.n, on_step=trajectory
+                self.generative, self.shape, self.n, labels, self.seed, batch_size=self.n, on_step=trajectory
             )
         self.folder.mkdir(exist_ok=True)
         pictures = {
             "samples": self.folder / f"step_{step:07d}.png",
             "denoising": self.folder / f"denoising_{step:07d}.png",
         }
-        save_grid(images, pictures["samples"], columns_of(self.n, None if labels is None else self.spec.classes))
+        save_grid(images, pictures["samples"], columns_of(self.n, self.classes))
         save_strip(trajectory.strip(), pictures["denoising"])
         for logger in trainer.loggers:
             if hasattr(logger, "log_image"):

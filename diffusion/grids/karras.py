@@ -35,6 +35,8 @@ class Karras:
     def __call__(self, scheduler: NoiseScheduler) -> Tensor:
         last = scheduler.log_snr(torch.ones((), dtype=torch.float64)).item()
         highest = min(self.sigma_max, math.exp(min(-last / 2, 700.0)))
+        if highest <= self.sigma_min:
+            raise UserError(f"grid.sigma_min={self.sigma_min} is not below the highest noise level, {highest:.3g}")
         roots = torch.linspace(
             highest ** (1 / self.rho), self.sigma_min ** (1 / self.rho), self.steps, dtype=torch.float64
         )

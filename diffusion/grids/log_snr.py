@@ -30,6 +30,8 @@ class LogSNR:
 
     def __call__(self, scheduler: NoiseScheduler) -> Tensor:
         last = scheduler.log_snr(torch.ones((), dtype=torch.float64)).item()
+        if last >= self.high:
+            raise UserError(f"grid.high={self.high} is not above the scheduler's log-SNR at t = 1, {last:.3g}")
         levels = torch.linspace(max(self.low, last), self.high, self.steps, dtype=torch.float64)
         times = scheduler.time(levels).clamp(max=1.0)
         return torch.cat([times, times.new_zeros(1)])

@@ -23,7 +23,7 @@ class DiffusionModule(pl.LightningModule):
     """Trains a denoiser on batch[target], encoded by the codec.
 
     Times, noise and dropped labels of a training step depend on (seed, optimizer step, place in the global batch);
-    those of validation on (seed, place in the validation set), so that curves compare.
+    those of validation on the place in the validation set alone, so that the curves of all runs compare.
 
     Args:
         denoiser, codec, objective: see their packages.
@@ -66,6 +66,13 @@ class DiffusionModule(pl.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return self.optimizer(self.network.parameters())
 
+    def configure_gradient_clipping(
+        self, optimizer: torch.optim.Optimizer, gradient_clip_val: float | None = None, **_: object
+    ) -> None:
+        """Clip the norm here: under mixed precision Lightning refuses to do it beside a fused optimizer."""
+        if gradient_clip_val is not None:
+            torch.nn.utils.clip_grad_norm_(self.network.parameters(), gradient_clip_val)
+
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
         micro = batch_idx % self.trainer.accumulate_grad_batches
         slices = self.trainer.accumulate_grad_batches * self.trainer.world_size
@@ -88,7 +95,7 @@ class DiffusionModule(pl.LightningModule):
         place = batch_idx * self.trainer.world_size + self.global_rank
         images, cond = batch[self.target], self._condition(batch)
         count = len(images)
-        losses, t = self._losses(images, cond, (self.seed, "validation", place), first=0, total=count)
+        losses, t = self._losses(images, cond, ("validation", place), first=0, total=count)
         logging = {"on_step": False, "on_epoch": True, "logger": False, "batch_size": count}
         self.log("val/loss", losses.mean(), sync_dist=True, **logging)
         bins = torch.bucketize(self.denoiser.scheduler.log_snr(t), torch.tensor(LOG_SNR_BINS, dtype=torch.float64))

@@ -7,6 +7,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from diffusion.errors import UserError
+
 
 class Weighting(Protocol):
     """(log_snr, out, sd) -> w, the shape of log_snr; out is the parameterization's coefficient, sd the data's."""
@@ -27,6 +29,10 @@ class MinSNR:
     """w = min(SNR, gamma). Source: Hang et al. 2023, section 3.4."""
 
     gamma: float = 5.0
+
+    def __post_init__(self) -> None:
+        if self.gamma <= 0:
+            raise UserError(f"objective.weighting.gamma={self.gamma}: give a number above 0")
 
     def __call__(self, log_snr: Tensor, out: Tensor, sd: float) -> Tensor:
         return log_snr.exp().clamp(max=self.gamma)

@@ -7,6 +7,7 @@ from itertools import pairwise
 from torch import Tensor
 
 from diffusion.denoiser import Cond, Denoiser, scale
+from diffusion.errors import UserError
 from diffusion.samplers.base import OnStep, Rng
 
 
@@ -26,6 +27,8 @@ def ddim(
     tau = eta sigma_s sqrt(1 - SNR_t / SNR_s). Source: Song et al. 2021 (DDIM), eq. 12 and 16, for any alpha.
     """
     scheduler = denoiser.scheduler
+    if not 0 <= eta <= 1:
+        raise UserError(f"sampler.eta={eta}: give a number from 0 to 1")
     if eta > 0 and rng is None:
         raise ValueError("a stochastic sampler needs rng")
     for i, (t, s) in enumerate(pairwise(grid)):

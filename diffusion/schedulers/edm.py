@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from diffusion.errors import UserError
 from diffusion.schedulers.base import NoiseScheduler
 
 
@@ -16,6 +17,10 @@ class EDM(NoiseScheduler):
 
     sigma_max: float = 80.0
     rho: float = 7.0
+
+    def __post_init__(self) -> None:
+        if not (self.sigma_max > 0 and self.rho > 0):
+            raise UserError(f"scheduler.sigma_max={self.sigma_max} rho={self.rho}: both must be above 0")
 
     def alpha(self, t: Tensor) -> Tensor:
         return torch.ones_like(t)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from diffusion.errors import UserError
 from diffusion.schedulers.base import IntegratedBeta
 
 
@@ -18,6 +19,10 @@ class Linear(IntegratedBeta):
 
     beta_min: float = 0.1
     beta_max: float = 20.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.beta_min < self.beta_max:
+            raise UserError(f"scheduler.beta_min={self.beta_min} beta_max={self.beta_max}: 0 < beta_min < beta_max")
 
     def integral(self, t: Tensor) -> Tensor:
         return self.beta_min * t + (self.beta_max - self.beta_min) * t**2 / 2

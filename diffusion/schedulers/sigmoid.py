@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from diffusion.errors import UserError
 from diffusion.schedulers.base import VariancePreserving
 
 
@@ -23,6 +24,13 @@ class Sigmoid(VariancePreserving):
     end: float = 3.0
     tau: float = 1.0
     floor: float = 1e-9
+
+    def __post_init__(self) -> None:
+        if not (self.tau > 0 and self.start < self.end and 0 < self.floor < 1):
+            raise UserError(
+                f"scheduler.tau={self.tau} start={self.start} end={self.end} floor={self.floor}: "
+                "give tau > 0, start < end and a floor between 0 and 1"
+            )
 
     def log_snr(self, t: Tensor) -> Tensor:
         low, high = self._ends()
