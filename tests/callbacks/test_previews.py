@@ -5,7 +5,6 @@ import pytest
 import torch
 from PIL import Image
 
-from datamodules.batch import DataSpec
 from diffusion.callbacks import EMA, Budget, Previews
 from diffusion.codecs import Identity
 from diffusion.denoiser import NetworkDenoiser
@@ -33,8 +32,7 @@ def parts(tmp_path):
     module, ema = Toy(lr=0.3), EMA()
     denoiser = NetworkDenoiser(Cosine(), X0(sd=0.5), Flat(module.network))
     generative = GenerativeModel(denoiser, Identity(), ddim, LogSNR(steps=3))
-    spec = DataSpec((1, 8, 8), 2)
-    return module, ema, Previews(generative, spec, tmp_path / "samples", ema, n=4, strip=2, every_n_steps=4)
+    return module, ema, Previews(generative, (1, 8, 8), 2, tmp_path / "samples", ema, n=4, strip=2, every_n_steps=4)
 
 
 def test_pictures_at_their_interval_and_at_the_end(parts, tmp_path):
