@@ -9,7 +9,6 @@ import logging
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
@@ -40,17 +39,13 @@ def main(arguments: Sequence[str]) -> None:
     pairs = parse(overrides)
     if "run" not in pairs:
         raise UserError(f"{task} needs run=RUN_DIR, the folder that train.py printed")
-    run_config = OmegaConf.load(config_of(pairs["run"]))
+    from diffusion.runs import Run
+
+    run_config = Run.open(str(pairs["run"])).config
     for group in SAMPLING_GROUPS:
         config[group] = run_config.get(group)
     apply(config, pairs)
     import_module(f"diffusion.apps.{task}").main(config)
-
-
-def config_of(run: object) -> Path:
-    from diffusion.runs import Run
-
-    return Run.open(str(run)).directory / "config.yaml"
 
 
 def parse(overrides: Sequence[str]) -> dict[str, object]:
