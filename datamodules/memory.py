@@ -6,6 +6,8 @@ import hashlib
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytorch_lightning as pl
 import torch
@@ -15,6 +17,9 @@ from datamodules.batch import Batch, DataError, DataSpec
 from datamodules.examine import examine
 from datamodules.order import EndlessBatches, epoch_order
 from datamodules.split import SPLITS, Split
+
+if TYPE_CHECKING:
+    from datamodules.latents import Codec
 
 log = logging.getLogger(__name__)
 
@@ -105,6 +110,15 @@ class InMemoryDataModule(pl.LightningDataModule, ABC):
                 digest.update(repr((name, key, str(value.dtype), tuple(value.shape))).encode())
                 digest.update(value.contiguous().numpy())
         return digest.hexdigest()[:16]
+
+    def encoded(self, codec: Codec, cache: Path, device: torch.device | str) -> InMemoryDataModule:
+        """The same samples in the same order as moments of a codec, encoded on `device` and kept under `cache`.
+
+        These data themselves where the codec has no fingerprint, because it changes nothing.
+        """
+        from datamodules.latents import Latents
+
+        return self if codec.fingerprint is None else Latents(self, codec, cache, device)
 
     def train_dataloader(self) -> Batches:
         """Batches without end, from the trainer's optimizer step on."""

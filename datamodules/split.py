@@ -17,7 +17,8 @@ SPLITS = ("train", "val", "test")
 class Split(Dataset):
     """One split, stored whole. Indexing by int64 (B,) returns the whole Batch: no collation, no workers.
 
-    images: uint8 (N, C, *S), S of two or three axes
+    images: uint8 (N, C, *S), S of two or three axes; in a batch they are in [-1, 1]. Or float32 (N, M, *s), the moments
+            of such images, which a batch holds as they are
     labels: int64 (N,) class indices, or int64 (N, K) of zeros and ones, or None
     masks:  uint8 (N, 1, *S) of zeros and ones, or None
     """
@@ -35,7 +36,10 @@ class Split(Dataset):
             # A copy from pageable memory would make the host wait for all the work that is queued on the GPU.
             indices = indices.pin_memory()
         indices = indices.to(device, non_blocking=True)
-        batch: Batch = {"image": self.images[indices].float().div_(127.5).sub_(1), "id": indices}
+        images = self.images[indices]
+        if images.dtype is torch.uint8:
+            images = images.float().div_(127.5).sub_(1)
+        batch: Batch = {"image": images, "id": indices}
         if self.labels is not None:
             labels = self.labels[indices]
             batch["label"] = labels.float() if labels.ndim == 2 else labels

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from diffusion.codecs import Codec
 from diffusion.denoiser import Cond, Denoiser
 from diffusion.grids import TimeGrid
 from diffusion.random import SampleNoise
@@ -20,7 +21,7 @@ class GenerativeModel:
     """A denoiser, the codec of its space, and a sampler with its grid."""
 
     denoiser: Denoiser
-    codec: nn.Module
+    codec: Codec
     sampler: Sampler
     grid: TimeGrid
 

@@ -7,21 +7,21 @@ are), checkpoints/, metrics.csv, samples/, figures/ and train.log. Whoever needs
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from datamodules.batch import DataSpec
+from diffusion.callbacks.budget import Budget
 from diffusion.callbacks.checkpoints import LAST, PREVIOUS, is_whole
+from diffusion.codecs import Codec
 from diffusion.errors import UserError
 from diffusion.generative import GenerativeModel
-from diffusion.modules import DiffusionModule
+from diffusion.models import PARTS, Autoencoder, Model, factory
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +36,8 @@ MAY_DIFFER = (
     "accelerator",
     "dataset.root",
     "dataset.path",
+    "codec.run",
+    "codec.path",
     "wandb_id",
 )
 
@@ -47,14 +49,14 @@ class Run:
         self.directory, self.config = directory, config
 
     @classmethod
-    def open(cls, directory: str | Path) -> Run:
+    def open(cls, directory: str | Path, key: str = "run") -> Run:
         """Raises UserError if the directory is not a run's, or its config cannot be read."""
         directory = Path(directory)
         path = directory / "config.yaml"
         if not path.is_file():
             what = "is not a run directory: it has no config.yaml" if directory.exists() else "does not exist"
             raise UserError(
-                f"run={directory} {what}; give the folder that train.py printed, RUNS_DIR/EXPERIMENT/RUN_ID"
+                f"{key}={directory} {what}; give the folder that train.py printed, RUNS_DIR/EXPERIMENT/RUN_ID"
             )
         try:
             config = OmegaConf.load(path)
@@ -106,85 +108,60 @@ class Run:
             raise UserError(f"run {self.directory} has no checkpoint yet: train it first")
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
 
-    def generative(self, config: DictConfig | None = None, device: torch.device | str = "cpu") -> GenerativeModel:
-        """The run's model with its averaged weights, ready to sample.
+    def position(self, path: Path | None = None) -> tuple[int, float]:
+        """Optimizer steps and seconds of training that a checkpoint holds, by default the newest whole one."""
+        content = self.load_checkpoint(path)
+        return content["global_step"], content["callbacks"]["Budget"]["elapsed"]
 
-        `config` gives sampler, grid and guidance in place of the run's own.
+    @cached_property
+    def model(self) -> Model:
+        """What kind of model the run is, with its config."""
+        return build_model(self.config)
+
+    def under(self, choices: DictConfig) -> Run:
+        """The same run, with the groups that `choices` holds (sampler, guidance, codec, dataset, ...) for its own."""
+        groups = {name: choices[name] for name in choices if name in self.config and name in PARTS | {"dataset"}}
+        return Run(self.directory, OmegaConf.create({**self.config, **groups}))
+
+    def generative(self, device: torch.device | str = "cpu") -> GenerativeModel:
+        """The run's model with its averaged weights, ready to sample. Raises UserError if it makes no images."""
+        generative = self.model.generative(self.spec, self.load_checkpoint)
+        generative.denoiser.to(device)
+        generative.codec.to(device)
+        return generative
+
+    def codec(self) -> Codec:
+        """The codec that the run has learnt, or in whose latents it lives, with averaged weights.
+
+        Raises UserError if the run is in pixel space. Of an autoencoder that is still learning, a warning.
         """
-        module = build_module(self.config, self.spec, self.config.data.std)
-        module.network.load_state_dict(self.load_checkpoint()["ema"])
-        return build_generative(config or self.config, module.eval().to(device))
+        return self.model.trained_codec(self.spec, self.load_checkpoint)
+
+    def warn_if_unfinished(self) -> None:
+        """A warning that names the step, if the run has not reached its limits."""
+        step, elapsed = self.position()
+        if not Budget.of(self.config.trainer).reached(step, elapsed):
+            log.warning("run %s is not finished: its weights of step %d are used as they are", self.directory, step)
 
 
-def build_module(config: DictConfig, spec: DataSpec, std: float) -> DiffusionModule:
-    """The LightningModule that a config describes, for data of this shape, classes and standard deviation.
+def autoencoder_codec(run: str | None) -> Codec:
+    """codec=autoencoder: the autoencoder of a run, frozen, with its averaged weights.
 
-    Its initial weights depend on config.seed alone. Raises UserError where the parts do not fit together.
+    Raises UserError if there is no such run, it is not an autoencoder's, or has no checkpoint; warns if it is
+    unfinished.
     """
-    from diffusion.denoiser import NetworkDenoiser
-    from diffusion.random import seed_of
-
-    codec = instantiate(config.codec)
-    shape = codec.latent_shape(spec.shape)
-    strange = [key for key in config.model.condition if key != "label"]
-    if strange:
-        raise UserError(f"model.condition={list(config.model.condition)}: the networks can be told label only, or []")
-    augmentation = instantiate(config.augmentation) if config.augmentation else None
-    torch.manual_seed(seed_of(config.seed, "weights"))
-    network = factory(config.network)(
-        in_channels=shape[0],
-        out_channels=shape[0],
-        size=list(shape[1:]),
-        classes=classes_told(config, spec),
-        augmentation=augmentation.values if augmentation else 0,
-    )
-    denoiser = NetworkDenoiser(
-        scheduler=instantiate(config.scheduler),
-        parameterization=factory(config.parameterization)(sd=std),
-        network=network,
-    )
-    return factory(config.model)(
-        denoiser=denoiser,
-        codec=codec,
-        objective=instantiate(config.objective),
-        optimizer=factory(config.optimizer),
-        augmentation=augmentation,
-        seed=config.seed,
-    )
+    if run is None:
+        raise UserError("codec=autoencoder needs codec.run=RUN_DIR, the run of an autoencoder")
+    found = Run.open(run, key="codec.run")
+    if not isinstance(found.model, Autoencoder):
+        raise UserError(f"codec.run={run} is not the run of an autoencoder, but of {found.config.experiment}")
+    found.warn_if_unfinished()
+    return found.codec()
 
 
-def classes_told(config: DictConfig, spec: DataSpec) -> int | None:
-    """The classes that the network is told, or None: where the data have none, or model.condition leaves them out."""
-    return spec.classes if "label" in config.model.condition else None
-
-
-def factory(node: DictConfig) -> Callable[..., Any]:
-    """The node's target with its keys bound, to be called with objects.
-
-    What the target refuses is the config's mistake, and raised as a UserError.
-    Objects never go through `instantiate` itself: it takes a dataclass instance for a config, and rebuilds it.
-    """
-    bound = instantiate(node, _partial_=True, _convert_="all")
-
-    def make(*objects: Any, **named: Any) -> Any:
-        try:
-            return bound(*objects, **named)
-        except UserError:
-            raise
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise UserError(f"{node._target_} refuses its keys: {' '.join(str(error).split())}") from error
-
-    return make
-
-
-def build_generative(config: DictConfig, module: DiffusionModule) -> GenerativeModel:
-    """The module's denoiser, under the guidance that the config asks for, with its sampler and grid."""
-    denoiser = module.denoiser
-    if config.get("guidance"):
-        if module.label_dropout == 0:
-            raise UserError("guidance needs model.label_dropout above 0 in training: use guidance=none")
-        denoiser = factory(config.guidance)(denoiser)
-    return GenerativeModel(denoiser, module.codec, instantiate(config.sampler), instantiate(config.grid))
+def build_model(config: DictConfig) -> Model:
+    """The kind of model that a config names, given the whole config."""
+    return factory(config.model)(config=config)
 
 
 def data_section(spec: DataSpec, std: float, fingerprint: str) -> dict[str, Any]:
@@ -193,7 +170,8 @@ def data_section(spec: DataSpec, std: float, fingerprint: str) -> dict[str, Any]
     values["shape"] = list(values["shape"])
     values["class_names"] = list(values["class_names"]) if values["class_names"] else None
     # Rounded, because the last bits of a sum differ from machine to machine, and a run may move.
-    return {"spec": values, "std": float(f"{std:.10g}"), "fingerprint": fingerprint}
+    facts = {"spec": values, "std": float(f"{std:.10g}"), "fingerprint": fingerprint}
+    return facts | {"codec_fingerprint": None}  # of pixel space; a latent model knows better
 
 
 def differences(old: DictConfig, new: DictConfig) -> list[str]:

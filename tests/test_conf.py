@@ -12,18 +12,22 @@ from datamodules.batch import DataSpec
 from diffusion.apps.cli import keys_of
 from diffusion.apps.config import CONF, choice_of
 from diffusion.errors import UserError
-from diffusion.runs import build_generative, build_module, factory
-from tests.training import composed
+from diffusion.models import factory
+from tests.training import built, composed
 
 CONTRACT = """experiment model network scheduler parameterization objective sampler grid guidance codec dataset
 accelerator optimizer logger callbacks"""
-GROUPS = {*CONTRACT.split(), "augmentation"}
+GROUPS = {*CONTRACT.split(), "augmentation", "perceptual", "discriminator"}
 CHOICES = {folder.name: sorted(path.stem for path in folder.glob("*.yaml")) for folder in CONF.iterdir()}
 
 # What the apps give to the target at a key path, beside the keys of the yaml.
 SAMPLER = {"denoiser", "x", "grid", "cond", "rng", "on_step"}
 GIVEN = {
-    "model": {"denoiser", "codec", "objective", "optimizer", "augmentation", "seed"},
+    "model": {"config"},
+    "model.network": {"in_channels", "size"},
+    "model.network.bottleneck": {"channels"},
+    "perceptual": {"datamodule", "cache"},
+    "discriminator": {"in_channels", "size"},
     "network": {"in_channels", "out_channels", "size", "classes", "augmentation"},
     "parameterization": {"sd"},
     "sampler": SAMPLER,
@@ -32,6 +36,7 @@ GIVEN = {
     "optimizer": {"params"},
     "logger": {"id", "resume", "save_dir"},
     "callbacks.learning_rate": {"budget"},
+    "callbacks.reconstructions": {"folder"},
     "callbacks.previews": {"generative", "shape", "classes", "folder", "ema"},
 }
 RGB = DataSpec(shape=(3, 28, 28), classes=4)
@@ -80,8 +85,9 @@ def test_the_groups_are_those_of_the_contract():
 
 def test_the_contract_names_its_choices():
     wanted = {
-        "experiment": "tissue_pixel digits_pixel bloodmnist_pixel breastmnist_pixel",
-        "model": "pixel_ddpm",
+        "experiment": """tissue_pixel digits_pixel bloodmnist_pixel breastmnist_pixel bloodmnist_vae bloodmnist_vq
+            bloodmnist_latent tissue_vae tissue_latent adrenal_vae adrenal_latent digits_vae digits_latent""",
+        "model": "pixel_ddpm latent_ddpm autoencoder_kl autoencoder_vq",
         "network": "tiny small base",
         "scheduler": "linear scaled_linear cosine sigmoid edm flow",
         "parameterization": "eps x0 v flow edm",
@@ -90,8 +96,8 @@ def test_the_contract_names_its_choices():
         "accelerator": "auto cpu gpu gpu_ddp mps",
         "logger": "csv wandb wandb_offline",
         "guidance": "none classifier_free",
-        "codec": "identity",
-        "task": "sample",
+        "codec": "identity autoencoder diffusers",
+        "task": "sample reconstruct",
     }
     missing = {g: set(names.split()) - set(CHOICES[g]) for g, names in wanted.items()}
     assert not any(missing.values()), missing
@@ -208,11 +214,11 @@ def test_a_scheduler_and_a_parameterization_fit_every_objective_or_are_refused(s
     if (parameterization, scheduler) == ("eps", "flow"):
         for cfg in configs:
             with pytest.raises(UserError, match="zero terminal SNR"):
-                build_module(cfg, RGB, std=0.5)
+                built(cfg, RGB, std=0.5)
         return
     x0, noise = torch.rand(2, 3, 28, 28) * 2 - 1, torch.randn(2, 3, 28, 28)
     for cfg in configs:
-        module = build_module(cfg, RGB, std=0.5)
+        _, module = built(cfg, RGB, std=0.5)
         t = module.objective.time(torch.tensor([0.0, 0.9], dtype=torch.float64), module.denoiser.scheduler)
         with torch.no_grad():
             loss = module.objective.loss(module.denoiser, x0, noise, t, {"label": torch.tensor([0, 3])})
@@ -234,6 +240,6 @@ def test_a_network_is_built_for_the_data(network):
 def test_a_sampler_and_a_grid_draw_images(small, sampler, grid):
     cfg = choose(small, sampler=sampler, grid=grid, guidance="classifier_free")
     cfg.grid.steps = 2
-    module = build_module(cfg, RGB, std=0.5).eval()
-    images = build_generative(cfg, module).sample((3, 8, 8), {"label": torch.tensor([0, 3])}, seeds=[0, 1])
+    model, module = built(cfg, RGB, std=0.5)
+    images = model.sampled(module.denoiser.eval()).sample((3, 8, 8), {"label": torch.tensor([0, 3])}, seeds=[0, 1])
     assert images.shape == (2, 3, 8, 8) and torch.isfinite(images).all()

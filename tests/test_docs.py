@@ -9,7 +9,7 @@ import pytest
 
 from diffusion.apps import tasks
 from diffusion.apps.config import CONF
-from tests.training import composed, run_training
+from tests.training import AUTOENCODER, composed, run_training
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -30,8 +30,12 @@ def commands(start: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Path:
-    return run_training(tmp_path_factory.mktemp("runs"), "trainer.max_steps=2", "trainer.log_every_n_steps=1")
+def runs(tmp_path_factory) -> dict[str, Path]:
+    """A run of each kind: in pixels, an autoencoder, and one in its latents."""
+    folder, steps = tmp_path_factory.mktemp("runs"), ["trainer.max_steps=2", "trainer.log_every_n_steps=1"]
+    autoencoder = run_training(folder, *steps, base=AUTOENCODER)
+    latent = run_training(folder, *steps, "experiment=digits_latent", f"codec.run={autoencoder}")
+    return {"pixel": run_training(folder, *steps), "vae": autoencoder, "latent": latent}
 
 
 @pytest.fixture
@@ -66,7 +70,7 @@ def test_training_commands_compose(command, npz):
 
 @pytest.mark.slow
 def test_the_command_for_a_file_of_ones_own_trains(npz, tmp_path):
-    (command,) = [command for command in commands("python train.py") if "dataset=npz" in command]
+    (command,) = [command for command in commands("python train.py") if "bloodmnist_pixel dataset=npz" in command]
     words = shlex.split(command.replace("FILE", str(npz)))[2:]
     small = ["network=tiny", "network.channels=8", "trainer.max_steps=2", "grid.steps=2", "callbacks.previews.n=4"]
     from diffusion.apps.train import train
@@ -76,12 +80,15 @@ def test_the_command_for_a_file_of_ones_own_trains(npz, tmp_path):
 
 
 @pytest.mark.parametrize("command", commands("python -m diffusion"))
-def test_sampling_commands_run(command, run, tmp_path):
-    words = shlex.split(command)[3:]
-    words = [re.sub(r"^run=.*", f"run={run}", word) for word in words]
+def test_task_commands_run(command, runs, tmp_path):
+    task, *words = shlex.split(command)[3:]
+    kind = "latent" if "latent" in command or "codec.run" in command else "vae" if task == "reconstruct" else "pixel"
+    words = [re.sub(r"^run=.*", f"run={runs[kind]}", word) for word in words]
+    words = [re.sub(r"^codec.run=.*", f"codec.run={runs['vae']}", word) for word in words]
     words = [re.sub(r"^n=.*", "n=4", word) for word in words]
-    tasks.main([*words, f"out={tmp_path}", "device=cpu"])
-    assert (tmp_path / "grid.png").is_file()
+    quick = ["classifier=false"] if task == "reconstruct" else []
+    tasks.main([task, *words, *quick, f"out={tmp_path}", "device=cpu"])
+    assert list(tmp_path.glob("*.png")) and (tmp_path / "metrics.json").is_file()
 
 
 def test_make_targets_and_pip_lines_agree():
@@ -89,7 +96,10 @@ def test_make_targets_and_pip_lines_agree():
     for command in commands("make "):
         assert re.search(rf"^{command.split()[1]}:", makefile, re.MULTILINE)
     assert '-m pip install -e ".[dev]"' in makefile
-    assert commands("python -m pip") == ['python -m pip install -e ".[dev]"']
+    project = (ROOT / "pyproject.toml").read_text()
+    for command in commands("python -m pip"):
+        (extra,) = re.fullmatch(r'python -m pip install -e "\.\[(\w+)\]"', command).groups()
+        assert re.search(rf"^{extra} = \[", project, re.MULTILINE)
 
 
 def test_pictures_and_pages_are_there():

@@ -15,11 +15,11 @@ from diffusion.callbacks import EMA, Budget
 from diffusion.codecs import Identity
 from diffusion.generative import GenerativeModel
 from diffusion.grids import LogSNR
+from diffusion.models import factory
 from diffusion.modules import DiffusionModule
 from diffusion.networks import UNet
-from diffusion.runs import build_module, factory
 from tests.callbacks.test_metrics import train_rows
-from tests.training import SMALL, composed, run_training
+from tests.training import SMALL, built, composed, run_training
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -58,7 +58,7 @@ def test_unet_step_in_bfloat16(shape):
 
 @pytest.fixture(scope="module")
 def module() -> DiffusionModule:
-    module = build_module(composed(SMALL), DataSpec((1, 8, 8), 10), 0.6).eval()
+    module = built(composed(SMALL), DataSpec((1, 8, 8), 10), 0.6)[1].eval()
     shaken(module.network)
     return module
 

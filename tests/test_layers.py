@@ -16,11 +16,13 @@ LEVELS = {
     1: "denoiser codecs networks",
     2: "samplers guidance objectives generative",
     3: "tasks metrics",
-    4: "modules callbacks runs",
+    4: "modules callbacks models runs",
     5: "apps __main__ train",
 }
 LEVEL = {unit: level for level, units in LEVELS.items() for unit in units.split()}
 TORCH_ONLY = 2
+EXTRAS = {("diffusion.codecs.pretrained", "diffusers")}
+"""Optional libraries down there, each with the one module that adapts it, and imports it inside a function."""
 LIGHT = ["diffusion.apps.cli", "diffusion.apps.config", "diffusion.apps.tasks", "diffusion.errors"]
 
 Import = tuple[str, str]
@@ -70,12 +72,19 @@ def faults(texts: dict[str, str]) -> list[str]:
             found.append(f"{module} imports {name}: datamodules know nothing of the models")
         if unit and root == "datamodules" and not f"{name}.".startswith("datamodules.batch."):
             found.append(f"{module} imports {name}: only datamodules.batch is shared")
-        if 0 <= level <= TORCH_ONLY and root not in {*sys.stdlib_module_names, "torch", "diffusion"}:
+        known = {*sys.stdlib_module_names, "torch", "diffusion"}
+        if 0 <= level <= TORCH_ONLY and root not in known and (module, root) not in EXTRAS:
             found.append(f"{module} imports {root}: levels 0 to {TORCH_ONLY} need torch alone")
         if unit and other and above > level:
             found.append(f"{module} (level {level}) imports {name} (level {above}): imports go down")
         if unit and other and unit != other:
             graph.setdefault(unit, set()).add(other)
+    for module, library in EXTRAS:
+        outermost = [
+            node for node in ast.parse(texts.get(module, "")).body if isinstance(node, ast.Import | ast.ImportFrom)
+        ]
+        if any(library in ast.unparse(node) for node in outermost):
+            found.append(f"{module} imports {library} at once: do it inside a function, for it is optional")
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
@@ -103,6 +112,8 @@ def test_the_map_names_what_is_there():
         ("diffusion.samplers.new", "def f():\n    from diffusion import tasks", "imports go down"),
         ("diffusion.grids.new", "import diffusion.runs as r", "imports go down"),
         ("diffusion.networks.new", "import numpy as np", "torch alone"),
+        ("diffusion.codecs.new", "def f():\n    import diffusers", "torch alone"),
+        ("diffusion.codecs.pretrained", "from diffusers import AutoencoderKL", "inside a function"),
         ("diffusion.generative", "from pytorch_lightning import Trainer", "torch alone"),
         ("diffusion.runs", "from datamodules.npz import Npz", "only datamodules.batch"),
         ("diffusion.apps.new", "from datamodules import digits", "only datamodules.batch"),
@@ -127,7 +138,8 @@ def test_a_cycle_is_found():
 def test_what_is_allowed_is_not_a_fault():
     lower = "import math\nimport torch.nn as nn\nfrom diffusion.errors import UserError\nfrom diffusion import random"
     texts = {"diffusion.denoiser": lower, "diffusion.runs": "from datamodules.batch import DataSpec\nimport numpy"}
-    assert faults(texts) == []
+    adapter = {"diffusion.codecs.pretrained": "def f():\n    from diffusers import AutoencoderKL"}
+    assert faults({**texts, **adapter}) == []
 
 
 def test_the_entry_point_is_thin():

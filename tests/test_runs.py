@@ -8,8 +8,8 @@ from omegaconf import OmegaConf
 from datamodules.batch import DataSpec
 from diffusion.callbacks import AtomicCheckpointIO
 from diffusion.errors import UserError
-from diffusion.runs import Run, build_module, data_section, differences
-from tests.training import SMALL, composed
+from diffusion.runs import Run, data_section, differences
+from tests.training import SMALL, built, composed
 
 SPECS = [
     DataSpec((1, 8, 8), 10, tuple("0123456789")),
@@ -91,7 +91,7 @@ def test_last_checkpoint_missing(run):
 
 
 def test_generative_holds_the_average(run):
-    module = build_module(run.config, run.spec, 0.7)
+    _, module = built(run.config, run.spec, 0.7)
     ema = {name: torch.full_like(p, 0.25) for name, p in module.network.named_parameters()}
     save(run, "last.ckpt", 1, ema)
     generative = run.generative()
@@ -99,7 +99,7 @@ def test_generative_holds_the_average(run):
 
 
 def test_generative_is_without_dropout_before_and_after_a_sample(run):
-    module = build_module(run.config, run.spec, 0.7)
+    _, module = built(run.config, run.spec, 0.7)
     save(run, "last.ckpt", 1, dict(module.network.named_parameters()))
     generative = run.generative()  # guided, as the recipe says
     assert not any(part.training for part in generative.denoiser.modules() if isinstance(part, torch.nn.Dropout))
@@ -112,7 +112,7 @@ def test_initial_weights_depend_on_the_seed_alone(run):
     for global_seed, seed in ((1, 0), (2, 0), (1, 5)):
         torch.manual_seed(global_seed)
         config = OmegaConf.merge(run.config, {"seed": seed})
-        module = build_module(config, run.spec, 0.7)
+        _, module = built(config, run.spec, 0.7)
         weights.append(torch.cat([p.detach().flatten() for p in module.network.parameters()]))
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])

@@ -5,27 +5,33 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
+import pytorch_lightning as pl
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from datamodules.batch import DataSpec
 from diffusion.apps import cli
 from diffusion.apps.config import CONF
 from diffusion.callbacks.metrics_csv import read_rows
+from diffusion.models import Model
+from diffusion.runs import build_model
 
+SHORT = ["accelerator=cpu", "trainer.max_time=null", "batch_size=16"]
 SMALL = [
     "experiment=digits_pixel",
-    "accelerator=cpu",
+    *SHORT,
     "network.channels=8",
     "network.dropout=0.1",
-    "trainer.max_time=null",
-    "batch_size=16",
     "callbacks.previews.n=4",
     "grid.steps=2",
 ]
+AUTOENCODER = ["experiment=digits_vae", *SHORT, "model.network.channels=8", "callbacks.reconstructions.n=4"]
 
 
 def composed(overrides: list[str]) -> DictConfig:
@@ -41,11 +47,18 @@ def composed(overrides: list[str]) -> DictConfig:
     return cfg
 
 
-def run_training(runs_dir: Path, *overrides: str) -> Path:
+def built(config: DictConfig, spec: DataSpec, std: float) -> tuple[Model, pl.LightningModule]:
+    """The model that a config describes, and its module, for data of this shape and standard deviation."""
+    facts = {"spec": None, "std": std, "fingerprint": "0" * 16, "codec_fingerprint": None}
+    model = build_model(OmegaConf.create({**config, "data": facts}))
+    return model, model.module(SimpleNamespace(spec=spec))
+
+
+def run_training(runs_dir: Path, *overrides: str, base: Sequence[str] = SMALL) -> Path:
     """Train in this process; the run directory, whose run_id is `run` unless the overrides say otherwise."""
     from diffusion.apps.train import train
 
-    cfg = composed([*SMALL, f"runs_dir={runs_dir}", "run_id=run", *overrides])
+    cfg = composed([*base, f"runs_dir={runs_dir}", "run_id=run", *overrides])
     train(cfg)
     return Path(runs_dir) / cfg.experiment / cfg.run_id
 
@@ -92,17 +105,21 @@ def _child(overrides: list[str], kill: str | tuple[int, float] | None) -> None:
 
         torch.save = half
     elif kill is not None:
-        from diffusion.modules import DiffusionModule
+        from diffusion.modules import AutoencoderModule, DiffusionModule
 
         steps, delay = kill
-        step, taken = DiffusionModule.training_step, itertools.count(1)
+        taken = itertools.count(1)
 
-        def counted(*arguments: object) -> torch.Tensor:
-            if next(taken) == steps:
-                threading.Timer(delay, _kill).start()
-            return step(*arguments)
+        def counting(step: Callable) -> Callable:
+            def counted(*arguments: object) -> object:
+                if next(taken) == steps:
+                    threading.Timer(delay, _kill).start()
+                return step(*arguments)
 
-        DiffusionModule.training_step = counted
+            return counted
+
+        for module in (AutoencoderModule, DiffusionModule):
+            module.training_step = counting(module.training_step)
 
     def body() -> None:
         from diffusion.apps.train import train
@@ -113,7 +130,7 @@ def _child(overrides: list[str], kill: str | tuple[int, float] | None) -> None:
 
 
 def start_training(
-    runs_dir: Path, *overrides: str, kill: str | tuple[int, float] | None = None
+    runs_dir: Path, *overrides: str, kill: str | tuple[int, float] | None = None, base: Sequence[str] = SMALL
 ) -> multiprocessing.Process:
     """Train in a process of its own.
 
@@ -123,6 +140,6 @@ def start_training(
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.training", "diffusion.apps.train", "datamodules.digits"])
-    process = context.Process(target=_child, args=([*SMALL, f"runs_dir={runs_dir}", "run_id=run", *overrides], kill))
+    process = context.Process(target=_child, args=([*base, f"runs_dir={runs_dir}", "run_id=run", *overrides], kill))
     process.start()
     return process

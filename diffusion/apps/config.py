@@ -52,6 +52,8 @@ class Config:
     grid: Any = MISSING
     guidance: Any = None
     codec: Any = MISSING
+    perceptual: Any = None
+    discriminator: Any = None
     dataset: Any = MISSING
     accelerator: Any = MISSING
     optimizer: Any = MISSING

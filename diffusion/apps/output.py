@@ -1,10 +1,12 @@
-"""Where a task writes, and on what it computes."""
+"""Where a task writes, on what it computes, and how it shows that it is getting on."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from diffusion.errors import UserError
 
@@ -31,3 +33,14 @@ def best_device(name: str) -> torch.device:
     if not there.get(name.split(":")[0], False):
         raise UserError(f"device={name} is not here; there are: {', '.join(d for d in there if there[d])}")
     return torch.device(name)
+
+
+def progress() -> Progress:
+    """A bar on standard error: what, how many of how many, the time left."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )

@@ -86,14 +86,6 @@ def start_run(directory: Path, cfg: DictConfig) -> Run:
     return Run(directory, cfg)
 
 
-def position(run: Run, checkpoint: Path | None) -> tuple[int, float]:
-    """Steps and seconds of training that a checkpoint holds."""
-    if checkpoint is None:
-        return 0, 0.0
-    content = run.load_checkpoint(checkpoint)
-    return content["global_step"], content["callbacks"]["Budget"]["elapsed"]
-
-
 @contextmanager
 def logging_to(path: Path) -> Iterator[None]:
     """Log to a file and to standard error; other processes than the first are silent."""

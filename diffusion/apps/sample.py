@@ -10,13 +10,11 @@ from pathlib import Path
 
 import numpy as np
 from omegaconf import DictConfig
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from diffusion.apps.output import best_device, output_folder
+from diffusion.apps.output import best_device, output_folder, progress
 from diffusion.errors import UserError
-from diffusion.runs import Run, classes_told
+from diffusion.runs import Run
 from diffusion.tasks.pictures import columns_of, save_animation, save_grid
 from diffusion.tasks.sample import Trajectory, check_positive, counted_evaluations, labels_of, sample
 
@@ -29,19 +27,16 @@ ANIMATED = 64
 def main(config: DictConfig) -> None:
     """Write samples.npz, grid.png, trajectory.gif, metrics.json and cases.csv into the output folder."""
     check_positive(n=config.n, batch_size=config.batch_size)
-    run = Run.open(config.run)
-    labels = labels_of(config.label, config.n, classes_told(run.config, run.spec))
+    run = Run.open(config.run).under(config)
+    device = best_device(config.device)
+    generative = run.generative(device)
+    labels = labels_of(config.label, config.n, run.model.classes(run.spec))
     if config.guidance and labels is None:
         raise UserError("guidance needs a conditional model: this run was trained without labels; use guidance=none")
-    device = best_device(config.device)
-    generative = run.generative(config, device)
     out = output_folder(str(config.out or run.directory / "sample"), config.overwrite)
-    trajectory = Trajectory(ANIMATED)
-    bar = Progress(
-        TextColumn("sampling"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=Console(stderr=True)
-    )
+    trajectory = Trajectory(ANIMATED, generative.codec)
     start = time.perf_counter()
-    with bar, counted_evaluations(generative.denoiser) as evaluations:
+    with progress() as bar, counted_evaluations(generative.denoiser) as evaluations:
         task = bar.add_task("sampling", total=config.n)
         images = sample(
             generative,
@@ -76,7 +71,8 @@ def write_images(out: Path, images: Tensor, labels: Tensor | None, trajectory: T
     np.savez_compressed(out / "samples.npz", **arrays)
     shown = images[:GRID_LIMIT]
     save_grid(shown, out / "grid.png", columns_of(len(shown), None if labels is None else len(labels.unique())))
-    save_animation(trajectory.noisy, out / "trajectory.gif", columns_of(len(trajectory.noisy[0]), None))
+    frames = trajectory.frames()
+    save_animation(frames, out / "trajectory.gif", columns_of(len(frames[0]), None))
 
 
 def write_cases(path: Path, seed: int, n: int, labels: Tensor | None) -> None:

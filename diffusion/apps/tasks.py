@@ -1,6 +1,7 @@
 """python -m diffusion TASK: find the task, compose its config, run it.
 
-A task is a module of this package with `main(config)`, and conf/task/TASK.yaml with its keys and their defaults.
+A task is a module of this package with `main(config)`, and conf/task/TASK.yaml with its keys and their defaults. A key
+that is the name of a group (sampler, dataset, ...) is the run's own choice, unless another is named.
 """
 
 from __future__ import annotations
@@ -16,8 +17,6 @@ from omegaconf import DictConfig, OmegaConf
 from diffusion.apps.cli import keys_of, suggest, suggest_key
 from diffusion.apps.config import CONF, check_type, choice_of
 from diffusion.errors import UserError
-
-SAMPLING_GROUPS = ("sampler", "grid", "guidance")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -37,14 +36,16 @@ def main(arguments: Sequence[str]) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     config = OmegaConf.load(path)
     pairs = parse(overrides)
-    if "run" not in pairs:
+    if OmegaConf.is_missing(config, "run") and "run" not in pairs:
         raise UserError(f"{task} needs run=RUN_DIR, the folder that train.py printed")
-    from diffusion.runs import Run
+    groups = [key for key in config if (CONF / key).is_dir()]
+    if "run" in pairs:
+        from diffusion.runs import Run
 
-    run_config = Run.open(str(pairs["run"])).config
-    for group in SAMPLING_GROUPS:
-        config[group] = run_config.get(group)
-    apply(config, pairs)
+        run_config = Run.open(str(pairs["run"])).config
+        for group in groups:
+            config[group] = run_config.get(group)
+    apply(config, groups, pairs)
     import_module(f"diffusion.apps.{task}").main(config)
 
 
@@ -58,13 +59,13 @@ def parse(overrides: Sequence[str]) -> dict[str, object]:
     return pairs
 
 
-def apply(config: DictConfig, pairs: dict[str, object]) -> None:
-    """Set the keys; sampler=, grid= and guidance= name a choice, whose own keys can be set beside it.
+def apply(config: DictConfig, groups: Sequence[str], pairs: dict[str, object]) -> None:
+    """Set the keys; those of `groups` name a choice, whose own keys can be set beside it.
 
     guidance=NUMBER is short for guidance=classifier_free guidance.scale=NUMBER. Raises UserError for a key that is
     not there or a value of another type.
     """
-    for group in SAMPLING_GROUPS:
+    for group in groups:
         if group in pairs:
             choice = pairs.pop(group)
             if group == "guidance" and isinstance(choice, (int, float)) and not isinstance(choice, bool):

@@ -18,23 +18,21 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from datamodules.batch import DataSpec
 from diffusion import callbacks as cb
-from diffusion.apps.config import check_types
+from diffusion.apps.config import CONF, check_types
 from diffusion.apps.run_directory import (
     LOG,
     claimed,
     find_run,
     first_process,
     logging_to,
-    position,
     start_run,
     started_by_srun,
 )
 from diffusion.errors import Stopped, UserError
-from diffusion.modules import DiffusionModule
+from diffusion.models import PARTS, Model, factory
 from diffusion.random import seed_of
-from diffusion.runs import Run, build_generative, build_module, classes_told, data_section, factory
+from diffusion.runs import Run, build_model, data_section
 
 log = logging.getLogger("diffusion")
 
@@ -50,22 +48,26 @@ def train(cfg: DictConfig) -> None:
     """
     with cb.StopSignals() as signals:
         budget = check(cfg)
+        cfg = settled(cfg)
+        model = build_model(cfg)
+        check_parts(cfg, model)
         datamodule = instantiate(cfg.dataset, seed=cfg.seed, batch_size=cfg.batch_size)
         datamodule.prepare_data()
-        cfg = add_data(cfg, datamodule.spec, datamodule.std(), datamodule.fingerprint())
-        module = build_module(cfg, datamodule.spec, cfg.data.std)
+        datamodule = model.data(datamodule)
+        add_facts(cfg, model, datamodule)
+        module = model.module(datamodule)
 
         directory = Path(cfg.runs_dir) / cfg.experiment / cfg.run_id
-        # All that can refuse does so before anything is written.
+        # All that can refuse does so before the run is begun.
         module.configure_optimizers()
-        trainer = make_trainer(cfg, directory, callbacks_of(directory, cfg, module, datamodule, budget, signals))
+        trainer = make_trainer(cfg, directory, callbacks_of(directory, cfg, model, module, datamodule, budget, signals))
         find_run(directory, cfg)
         with claimed(directory), logging_to(directory / LOG):
             run = find_run(directory, cfg) or start_run(directory, cfg)
             checkpoint = run.newest_checkpoint()
             if first_process():
                 run.set_damaged_aside()
-            step, elapsed = position(run, checkpoint)
+            step, elapsed = run.position(checkpoint) if checkpoint else (0, 0.0)
             if checkpoint and budget.reached(step, elapsed):
                 log.info("run %s is finished (step %d, %s): a larger limit goes on", directory, step, clock(elapsed))
                 return
@@ -76,12 +78,13 @@ def train(cfg: DictConfig) -> None:
                 log.info("continues from step %d (%s)", step, checkpoint.name)
             trainer.loggers = loggers_of(run, cfg, step)
             fit(trainer, cfg, module, datamodule, signals, checkpoint)
-            log.info("finished; sample it with\n  python -m diffusion sample run=%s", directory)
+            log.info("finished; go on with\n  python -m diffusion %s run=%s", model.next_task, directory)
 
 
 def check(cfg: DictConfig) -> cb.Budget:
     """Hold the config to its types and ranges, and fill in the run id. Raises UserError. Returns the run's limits."""
-    check_types(cfg, HydraConfig.get().runtime.choices)
+    choices = HydraConfig.get().runtime.choices
+    check_types(cfg, choices)
     if cfg.resume not in ("auto", "never"):
         raise UserError(f"resume={cfg.resume}: give auto or never")
     positive = {f"trainer.{key}": cfg.trainer[key] for key in cfg.trainer if key not in ("max_time", "max_steps")}
@@ -104,8 +107,14 @@ def check(cfg: DictConfig) -> cb.Budget:
             f"batch_size={cfg.batch_size} cannot be shared by trainer.accumulate_grad_batches="
             f"{cfg.trainer.accumulate_grad_batches} batches: choose a multiple"
         )
-    if cfg.model.target != "image":
-        raise UserError(f"model.target={cfg.model.target}: only image can be diffused")
+    if choices.model == "latent_ddpm" and choices.codec == "identity":
+        raise UserError("model=latent_ddpm needs a codec: codec=autoencoder codec.run=RUN_DIR, or codec=diffusers")
+    if choices.model == "pixel_ddpm" and choices.codec != "identity":
+        raise UserError(f"codec={choices.codec} makes latents: use model=latent_ddpm")
+    if choices.codec == "autoencoder" and choices.model == "latent_ddpm" and cfg.codec.run is None:
+        raise UserError(
+            f"there is no autoencoder yet: train one with `{first_stage(choices.experiment)}`, then codec.run=RUN_DIR"
+        )
     # Hydra reads 2024_01_01 as a number; the name is what was typed.
     typed = [o.split("=", 1)[1].strip("'\"") for o in HydraConfig.get().overrides.task if o.startswith("run_id=")]
     if typed and cfg.run_id is not None:
@@ -118,7 +127,27 @@ def check(cfg: DictConfig) -> cb.Budget:
         cfg.run_id = os.environ.get(RUN_ID) or (sweep_id() if multirun else new_id())
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.,=+-]*", cfg.run_id):
         raise UserError(f"run_id={cfg.run_id}: use letters, digits and _ . , = + - only; it names one folder")
-    return cb.Budget(cfg.trainer.max_steps, seconds_of(cfg.trainer.max_time))
+    return cb.Budget.of(cfg.trainer)
+
+
+def first_stage(experiment: str) -> str:
+    """The command that trains the autoencoder for a latent experiment, on the data set of this command line."""
+    stages = [f"{experiment.removesuffix('_latent').removesuffix('_pixel')}_{kind}" for kind in ("vae", "vq")]
+    there = [name for name in stages if (CONF / "experiment" / f"{name}.yaml").exists()]
+    chosen = f"experiment={there[0]}" if there else "model=autoencoder_kl"
+    data = [o for o in HydraConfig.get().overrides.task if o.startswith(("dataset=", "dataset."))]
+    return " ".join(["python train.py", chosen, *data])
+
+
+def check_parts(cfg: DictConfig, model: Model) -> None:
+    """Raises UserError if the command sets a part that the model does not have; the others are set to null."""
+    idle = PARTS - model.parts
+    for override in HydraConfig.get().overrides.task:
+        group = re.split(r"[.=]", override.lstrip("+~"))[0]
+        if group in idle:
+            raise UserError(f"{override}: this model has no {group}; leave it out")
+    for group in idle:
+        cfg[group] = None
 
 
 def new_id() -> str:
@@ -137,36 +166,26 @@ def sweep_id() -> str:
     return name if unchanged else f"{name[:180]}-{seed_of(*overrides):016x}"
 
 
-def seconds_of(max_time: str | None) -> float | None:
-    """DD:HH:MM:SS as seconds. Raises UserError for anything else."""
-    if max_time is None:
-        return None
-    parts = max_time.split(":")
-    if len(parts) != 4 or not all(part.isdigit() for part in parts) or not any(int(part) for part in parts):
-        raise UserError(f"trainer.max_time={max_time}: give DD:HH:MM:SS, for example 00:00:10:00 for ten minutes")
-    days, hours, minutes, seconds = (int(part) for part in parts)
-    return timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds).total_seconds()
-
-
 def clock(seconds: float) -> str:
     return str(timedelta(seconds=round(seconds)))
 
 
-def add_data(cfg: DictConfig, spec: DataSpec, std: float, fingerprint: str) -> DictConfig:
-    """The config, resolved and as plain values, with what it must know of the data.
+def settled(cfg: DictConfig) -> DictConfig:
+    """The config resolved, as plain values, with room for what is learnt of the data."""
+    return OmegaConf.create({**OmegaConf.to_container(cfg, resolve=True), "data": None, "wandb_id": None})
 
-    Guidance is off where the network is told no labels to guide by.
-    """
-    values = OmegaConf.to_container(cfg, resolve=True)
-    if classes_told(cfg, spec) is None:
-        values["guidance"] = None
-    return OmegaConf.create({**values, "data": data_section(spec, std, fingerprint), "wandb_id": None})
+
+def add_facts(cfg: DictConfig, model: Model, datamodule: pl.LightningDataModule) -> None:
+    """Fill in what the data and the model's other runs say."""
+    cfg.data = data_section(datamodule.spec, datamodule.std(), datamodule.fingerprint())
+    for key, value in model.facts(datamodule).items():
+        OmegaConf.update(cfg, key, value)
 
 
 def fit(
     trainer: pl.Trainer,
     cfg: DictConfig,
-    module: DiffusionModule,
+    module: pl.LightningModule,
     datamodule: pl.LightningDataModule,
     signals: cb.StopSignals,
     checkpoint: Path | None,
@@ -238,7 +257,8 @@ def make_trainer(cfg: DictConfig, directory: Path, callbacks: list[pl.Callback])
 def callbacks_of(
     directory: Path,
     cfg: DictConfig,
-    module: DiffusionModule,
+    model: Model,
+    module: pl.LightningModule,
     datamodule: pl.LightningDataModule,
     budget: cb.Budget,
     signals: cb.StopSignals,
@@ -251,13 +271,7 @@ def callbacks_of(
         factory(cfg.callbacks.learning_rate)(budget=budget),
         ema,
         metrics,
-        factory(cfg.callbacks.previews)(
-            generative=build_generative(cfg, module),
-            shape=datamodule.spec.shape,
-            classes=classes_told(cfg, datamodule.spec),
-            folder=directory / "samples",
-            ema=ema,
-        ),
+        *model.callbacks(module, datamodule, directory, ema),
         cb.LossFigure(directory / "metrics.csv", directory / "figures" / "loss.png"),
         cb.ProgressBar(budget, metrics),
         cb.Checkpoints(Run(directory, cfg).checkpoints, cfg.checkpoint.every_n_steps, signals),

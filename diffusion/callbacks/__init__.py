@@ -3,12 +3,14 @@
 from diffusion.callbacks.budget import Budget
 from diffusion.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints
 from diffusion.callbacks.ema import EMA
+from diffusion.callbacks.latent_statistics import LatentStatistics
 from diffusion.callbacks.learning_rate import LearningRate
 from diffusion.callbacks.loss_figure import LossFigure
 from diffusion.callbacks.metrics_csv import MetricsCSV
 from diffusion.callbacks.metrics_log import MetricsLog
 from diffusion.callbacks.previews import Previews
 from diffusion.callbacks.progress import ProgressBar
+from diffusion.callbacks.reconstructions import Reconstructions
 from diffusion.callbacks.signals import StopSignals
 
 __all__ = [
@@ -16,11 +18,13 @@ __all__ = [
     "AtomicCheckpointIO",
     "Budget",
     "Checkpoints",
+    "LatentStatistics",
     "LearningRate",
     "LossFigure",
     "MetricsCSV",
     "MetricsLog",
     "Previews",
     "ProgressBar",
+    "Reconstructions",
     "StopSignals",
 ]

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import time
+from datetime import timedelta
 from typing import Any
 
 import pytorch_lightning as pl
+from omegaconf import DictConfig
+
+from diffusion.errors import UserError
 
 
 class Budget(pl.Callback):
@@ -18,6 +22,11 @@ class Budget(pl.Callback):
         self.max_steps, self.max_seconds = max_steps, max_seconds
         self._used = 0.0
         self._since: float | None = None
+
+    @classmethod
+    def of(cls, trainer: DictConfig) -> Budget:
+        """The limits in a config's section `trainer`. Raises UserError for a time that is none."""
+        return cls(trainer.max_steps, _seconds(trainer.max_time))
 
     def elapsed(self) -> float:
         """Seconds of training so far, over all restarts."""
@@ -49,3 +58,14 @@ class Budget(pl.Callback):
         reached = self.reached(trainer.global_step, self.elapsed())
         # The processes' clocks differ: they stop together, or wait for each other for ever.
         trainer.should_stop = trainer.strategy.reduce_boolean_decision(reached, all=False)
+
+
+def _seconds(max_time: str | None) -> float | None:
+    """DD:HH:MM:SS as seconds."""
+    if max_time is None:
+        return None
+    parts = max_time.split(":")
+    if len(parts) != 4 or not all(part.isdigit() for part in parts) or not any(int(part) for part in parts):
+        raise UserError(f"trainer.max_time={max_time}: give DD:HH:MM:SS, for example 00:00:10:00 for ten minutes")
+    days, hours, minutes, seconds = (int(part) for part in parts)
+    return timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds).total_seconds()

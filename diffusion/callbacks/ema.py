@@ -17,7 +17,8 @@ class EMA(pl.Callback):
     """Keeps an average of the network alone, in float32; validation and previews see it in place of the weights.
 
     After step n: average += (1 - d) (weights - average), d = min(decay, (1 + n) / (10 + n)), so that the average
-    forgets the start. It is in the checkpoint under "ema", by the network's own names.
+    forgets the start. It is in the checkpoint under "ema", by the network's own names, together with the network's
+    buffers as they are: a codebook is an average already.
     """
 
     def __init__(self, decay: float = 0.999):
@@ -78,10 +79,13 @@ class EMA(pl.Callback):
             self._weights = None
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
-        checkpoint["ema"] = self.average
+        learned = dict(pl_module.network.named_parameters())
+        buffers = {name: value for name, value in pl_module.network.state_dict().items() if name not in learned}
+        checkpoint["ema"] = self.average | buffers
 
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
-        self.average = {name: value.float().clone() for name, value in checkpoint["ema"].items()}
+        names = [name for name, _ in pl_module.network.named_parameters()]
+        self.average = {name: checkpoint["ema"][name].float().clone() for name in names}
 
 
 def _copy(source: dict[str, Tensor], network: nn.Module) -> None:

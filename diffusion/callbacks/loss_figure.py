@@ -21,7 +21,7 @@ class LossFigure(pl.Callback):
 
 
 def draw_losses(metrics: Path, figure: Path) -> None:
-    """Training and validation loss over steps, and the validation loss by noise level, as a PNG."""
+    """A PNG of training and validation loss over steps, and of the loss by noise level or an autoencoder's PSNR."""
     from matplotlib.figure import Figure
 
     rows = read_rows(metrics)
@@ -31,20 +31,26 @@ def draw_losses(metrics: Path, figure: Path) -> None:
         return [step for step, _ in points], [value for _, value in points]
 
     canvas = Figure(figsize=(10, 4), layout="constrained")
-    total, by_noise = canvas.subplots(1, 2)
+    total, right = canvas.subplots(1, 2)
     total.plot(*curve("train/loss"), color="tab:gray", alpha=0.7, label="training")
     total.plot(*curve("val/loss"), color="tab:blue", marker="o", markersize=3, label="validation (averaged weights)")
     total.set_title("loss")
     total.legend()
-    for name in sorted({name for row in rows for name in row if name.startswith("loss_by_noise/")}, key=_by_noise):
-        label = name.removeprefix("loss_by_noise/log_snr_").replace("_", " ")
-        by_noise.plot(*curve(name), marker="o", markersize=3, label=label)
-    by_noise.set_title("validation loss by noise level")
-    if by_noise.lines:
-        by_noise.legend(title="log-SNR")
-    for axes in (total, by_noise):
+    total.set_yscale("log")
+    if any(row.get("val/psnr") for row in rows):
+        right.plot(*curve("val/psnr"), marker="o", markersize=3)
+        right.set_title("validation PSNR in dB (averaged weights)")
+    else:
+        levels = {name for row in rows for name in row if name.startswith("loss_by_noise/")}
+        for name in sorted(levels, key=_by_noise):
+            label = name.removeprefix("loss_by_noise/log_snr_").replace("_", " ")
+            right.plot(*curve(name), marker="o", markersize=3, label=label)
+        right.set_title("validation loss by noise level")
+        right.set_yscale("log")
+        if right.lines:
+            right.legend(title="log-SNR")
+    for axes in (total, right):
         axes.set_xlabel("optimizer step")
-        axes.set_yscale("log")
         axes.grid(alpha=0.3)
     figure.parent.mkdir(parents=True, exist_ok=True)
     canvas.savefig(figure, dpi=120)

@@ -15,49 +15,56 @@ from diffusion.errors import UserError
 
 
 class MetricsLog(pl.Callback):
-    """Logs to every logger: each `every_n_steps` the mean loss since the last row, and each validation its results.
+    """Logs to every logger: each `every_n_steps` the mean losses since the last row, and each validation its results.
 
-    The loss is summed on the device, and read only when a row or a checkpoint is written. Raises UserError when it is
-    not finite, before a checkpoint can hold it.
+    A step's losses are its "terms", where the module names some, else its loss. They are summed on the device, and
+    read only when a row or a checkpoint is written. Raises UserError when the loss is not finite, before a checkpoint
+    can hold it.
     """
 
     def __init__(self, budget: Budget, batch_size: int, every_n_steps: int = 50):
         self.budget, self.batch_size, self.every_n_steps = budget, batch_size, every_n_steps
         self.latest: dict[str, float] = {}
-        self._sum: Tensor | float = 0.0
-        self._batches = 0
+        self._sums: dict[str, Tensor | float] = {}
+        self._batches: dict[str, int] = {}
         self._since = (0.0, 0)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"sum": float(self._sum), "batches": self._batches}
+        return {"sums": {name: float(value) for name, value in self._sums.items()}, "batches": dict(self._batches)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._sum, self._batches = state_dict["sum"], state_dict["batches"]
+        self._sums, self._batches = dict(state_dict["sums"]), dict(state_dict["batches"])
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._sum = torch.tensor(float(self._sum), dtype=torch.float32, device=pl_module.device)
+        self._sums = {
+            name: torch.tensor(float(value), dtype=torch.float32, device=pl_module.device)
+            for name, value in self._sums.items()
+        }
         self._since = (time.monotonic(), trainer.global_step)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._sum += outputs["loss"].detach() * trainer.accumulate_grad_batches
-        self._batches += 1
+        # Lightning has divided the loss by the number of accumulated batches.
+        terms = outputs.get("terms") or {"loss": outputs["loss"].detach() * trainer.accumulate_grad_batches}
+        for name, value in terms.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value.float()
+            self._batches[name] = self._batches.get(name, 0) + 1
         step = trainer.global_step
         if (batch_idx + 1) % trainer.accumulate_grad_batches or (step % self.every_n_steps and not trainer.should_stop):
             return
-        loss = float(self._sum) / self._batches
+        means = {name: float(value) / self._batches[name] for name, value in self._sums.items()}
         now = time.monotonic()
         seconds, steps = now - self._since[0], step - self._since[1]
-        self._sum.zero_()
-        self._batches, self._since = 0, (now, step)
+        self._sums, self._batches, self._since = {}, {}, (now, step)
         rate = trainer.optimizers[0].param_groups[0]["lr"]
         speed = steps * self.batch_size / seconds
-        self._write(trainer, {"train/loss": loss, "train/learning_rate": rate, "train/images_per_second": speed})
-        self._check(loss, step)
+        losses = {f"train/{name}": value for name, value in means.items()}
+        self._write(trainer, losses | {"train/learning_rate": rate, "train/images_per_second": speed})
+        self._check(means["loss"], step)
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
-        self._check(float(self._sum), trainer.global_step)
+        self._check(float(sum(self._sums.values())), trainer.global_step)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._validation_since = time.monotonic()

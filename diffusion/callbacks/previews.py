@@ -43,7 +43,7 @@ class Previews(pl.Callback):
             return
         labels = labels_of("all", self.n, self.classes)
         with self.ema.applied(pl_module.network):
-            trajectory = Trajectory(self.strip)
+            trajectory = Trajectory(self.strip, self.generative.codec)
             images = sample(
                 self.generative, self.shape, self.n, labels, self.seed, batch_size=self.n, on_step=trajectory
             )

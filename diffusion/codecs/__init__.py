@@ -1,5 +1,8 @@
 """Codecs: pixels <-> latents. The identity codec is pixel space."""
 
+from diffusion.codecs.autoencoder import Autoencoder, fingerprint_of, latent_statistics
+from diffusion.codecs.base import Codec
 from diffusion.codecs.identity import Identity
+from diffusion.codecs.pretrained import Diffusers
 
-__all__ = ["Identity"]
+__all__ = ["Autoencoder", "Codec", "Diffusers", "Identity", "fingerprint_of", "latent_statistics"]

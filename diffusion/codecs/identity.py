@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import Tensor
+
+from diffusion.codecs.base import Codec, Noise
 
 
-class Identity(nn.Module):
-    """encode and decode give back what they get, to the bit."""
+class Identity(Codec):
+    """Every step gives back what it gets, to the bit."""
 
-    def encode(self, images: Tensor) -> Tensor:
-        """Images (B, C, *S) in [-1, 1] -> the same."""
+    def moments(self, images: Tensor) -> Tensor:
         return images
 
+    def draw(self, moments: Tensor, rng: Noise | None) -> Tensor:
+        return moments
+
     def decode(self, latents: Tensor) -> Tensor:
-        """The inverse of `encode`."""
         return latents
 
     def latent_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """The shape (C, *S) of what `encode` gives for images of `shape` (C, *S)."""
         return tuple(shape)

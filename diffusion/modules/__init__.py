@@ -1,5 +1,6 @@
 """The thin LightningModules: they train, and know nothing of sampling, metrics or averaging."""
 
+from diffusion.modules.autoencoder import AutoencoderModule
 from diffusion.modules.diffusion import DiffusionModule
 
-__all__ = ["DiffusionModule"]
+__all__ = ["AutoencoderModule", "DiffusionModule"]

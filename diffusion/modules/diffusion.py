@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from diffusion.augmentations import Affine
+from diffusion.codecs import Codec
 from diffusion.denoiser import NetworkDenoiser
 from diffusion.errors import UserError
+from diffusion.modules.places import places
 from diffusion.objectives import Objective
 from diffusion.random import normal_block, seed_of, stratified_uniform, uniform
 
@@ -20,7 +22,7 @@ LOG_SNR_BINS = (-6.0, -2.0, 2.0, 6.0)
 
 
 class DiffusionModule(pl.LightningModule):
-    """Trains a denoiser on batch[target], encoded by the codec.
+    """Trains a denoiser on what the codec draws from batch[target], its moments of the images.
 
     Times, noise and dropped labels of a training step depend on (seed, optimizer step, place in the global batch);
     those of validation on the place in the validation set alone, so that the curves of all runs compare.
@@ -40,7 +42,7 @@ class DiffusionModule(pl.LightningModule):
     def __init__(
         self,
         denoiser: NetworkDenoiser,
-        codec: nn.Module,
+        codec: Codec,
         objective: Objective,
         optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer],
         augmentation: Affine | None = None,
@@ -74,11 +76,9 @@ class DiffusionModule(pl.LightningModule):
             torch.nn.utils.clip_grad_norm_(self.network.parameters(), gradient_clip_val)
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
-        micro = batch_idx % self.trainer.accumulate_grad_batches
-        slices = self.trainer.accumulate_grad_batches * self.trainer.world_size
         count = len(batch[self.target])
         key = (self.seed, "train", self.global_step)
-        first = (micro * self.trainer.world_size + self.global_rank) * count
+        first, total = places(self, batch_idx, count)
         # Dropout layers know only the global generator.
         torch.manual_seed(seed_of(*key, "dropout", first))
         images = batch[self.target]
@@ -88,7 +88,7 @@ class DiffusionModule(pl.LightningModule):
             images, cond["augmentation"] = self.augmentation(images, draws)
         if self.label_dropout > 0:
             cond["drop"] = (uniform((*key, "drop"), first, count) < self.label_dropout).to(images.device)
-        losses, _ = self._losses(images, cond, key, first, total=count * slices)
+        losses, _ = self._losses(images, cond, key, first, total=total)
         return losses.mean()
 
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
@@ -109,9 +109,10 @@ class DiffusionModule(pl.LightningModule):
     def _losses(
         self, images: Tensor, cond: Mapping[str, Tensor], key: tuple, first: int, total: int
     ) -> tuple[Tensor, Tensor]:
-        """The losses (B,) of images that are the places first ... of a batch of `total`, and their times (B,)."""
-        with torch.no_grad():
-            x0 = self.codec.encode(images)
+        """The losses (B,) of moments that are the places first ... of a batch of `total`, and their times (B,)."""
+        x0 = self.codec.draw(
+            images, lambda shape: normal_block((*key, "posterior"), first, len(images), shape, images.device)
+        )
         t = self.objective.time(stratified_uniform((*key, "time"), first, len(x0), total), self.denoiser.scheduler)
         noise = normal_block((*key, "noise"), first, len(x0), x0.shape[1:], x0.device)
         return self.objective.loss(self.denoiser, x0, noise, t, cond), t

@@ -1,5 +1,20 @@
-"""Networks: F(x, c_noise, cond)."""
+"""Networks: F(x, c_noise, cond), autoencoders and what trains them, classifiers."""
 
+from diffusion.networks.autoencoder import Autoencoder, Reconstruction
+from diffusion.networks.bottlenecks import Bottleneck, Gaussian, VectorQuantizer
+from diffusion.networks.classifier import Classifier
+from diffusion.networks.discriminator import PatchDiscriminator
+from diffusion.networks.frozen import Frozen
 from diffusion.networks.unet import UNet
 
-__all__ = ["UNet"]
+__all__ = [
+    "Autoencoder",
+    "Bottleneck",
+    "Classifier",
+    "Frozen",
+    "Gaussian",
+    "PatchDiscriminator",
+    "Reconstruction",
+    "UNet",
+    "VectorQuantizer",
+]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from diffusion.denoiser import Cond
 from diffusion.errors import UserError
+from diffusion.networks.layers import Attention, conv, norm, pad_to_multiple, zero
 
 
 class UNet(nn.Module):
@@ -64,10 +65,10 @@ class UNet(nn.Module):
             )
         longest = math.ceil(max(size) / self.factor) * self.factor
         width = 4 * channels
-        conv = _conv(spatial_dims)
+        convolution = conv(spatial_dims)
 
         self.embedding = Embedding(width, classes, augmentation)
-        self.input = conv(in_channels, channels, 3, padding=1)
+        self.input = convolution(in_channels, channels, 3, padding=1)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         skips, current = [channels], channels
         for level, multiplier in enumerate(multipliers):
@@ -105,8 +106,8 @@ class UNet(nn.Module):
                 current = channels * multiplier
             if level > 0:
                 self.up.append(Upsample())
-        self.norm = _norm(current)
-        self.output = _zero(conv(current, out_channels, 3, padding=1))
+        self.norm = norm(current)
+        self.output = zero(convolution(current, out_channels, 3, padding=1))
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Cond | None = None) -> Tensor:
         """x (B, in_channels, *S), c_noise (B,) -> (B, out_channels, *S).
@@ -174,14 +175,14 @@ class Block(nn.Module):
         head_channels: int,
     ):
         super().__init__()
-        conv = _conv(spatial_dims)
-        self.norm1 = _norm(in_channels)
-        self.conv1 = conv(in_channels, out_channels, 3, padding=1)
+        convolution = conv(spatial_dims)
+        self.norm1 = norm(in_channels)
+        self.conv1 = convolution(in_channels, out_channels, 3, padding=1)
         self.scale_shift = nn.Linear(width, 2 * out_channels)
-        self.norm2 = _norm(out_channels)
+        self.norm2 = norm(out_channels)
         self.dropout = {2: nn.Dropout2d, 3: nn.Dropout3d}[spatial_dims](dropout)
-        self.conv2 = _zero(conv(out_channels, out_channels, 3, padding=1))
-        self.shortcut = conv(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
+        self.conv2 = zero(convolution(out_channels, out_channels, 3, padding=1))
+        self.shortcut = convolution(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
         self.attention = Attention(out_channels, head_channels) if attends else nn.Identity()
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
@@ -191,33 +192,12 @@ class Block(nn.Module):
         return self.attention(self.shortcut(x) + self.conv2(self.dropout(F.silu(h))))
 
 
-class Attention(nn.Module):
-    """Self-attention over all positions, around a residual connection."""
-
-    def __init__(self, channels: int, head_channels: int):
-        super().__init__()
-        self.heads = max(1, channels // head_channels)
-        if channels % self.heads:
-            raise UserError(f"network.head_channels={head_channels} does not divide a level's {channels} channels")
-        self.norm = _norm(channels)
-        self.qkv = nn.Linear(channels, 3 * channels)
-        self.output = _zero(nn.Linear(channels, channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        tokens = self.norm(x).flatten(2).mT  # (B, N, C), N positions
-        q, k, v = (
-            self.qkv(tokens).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        )  # each (B, heads, N, C/heads)
-        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)  # (B, N, C)
-        return x + self.output(mixed).mT.reshape(x.shape)
-
-
 class Downsample(nn.Module):
     """Halve each side with a strided convolution."""
 
     def __init__(self, channels: int, spatial_dims: int):
         super().__init__()
-        self.conv = _conv(spatial_dims)(channels, channels, 3, stride=2, padding=1)
+        self.conv = conv(spatial_dims)(channels, channels, 3, stride=2, padding=1)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         return self.conv(x)
@@ -228,31 +208,3 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         return F.interpolate(x, scale_factor=2.0, mode="nearest")
-
-
-def pad_to_multiple(x: Tensor, factor: int) -> tuple[Tensor, tuple[slice, ...]]:
-    """Pad each side of x (B, C, *S) to a multiple of `factor` by its edge values; also the slices that undo it."""
-    pads, crop = [], [slice(None), slice(None)]
-    for side in x.shape[2:]:
-        extra = -side % factor
-        pads.append((extra // 2, extra - extra // 2))
-        crop.append(slice(extra // 2, extra // 2 + side))
-    if any(sum(pad) for pad in pads):
-        x = F.pad(x, [p for pad in reversed(pads) for p in pad], mode="replicate")
-    return x, tuple(crop)
-
-
-def _conv(spatial_dims: int) -> type[nn.Module]:
-    return {2: nn.Conv2d, 3: nn.Conv3d}[spatial_dims]
-
-
-def _norm(channels: int) -> nn.GroupNorm:
-    """Group norm with as many groups, up to 32, as divide the channels and leave four or more in each."""
-    groups = next(g for g in (32, 16, 8, 4, 2, 1) if channels % g == 0 and (channels >= 4 * g or g == 1))
-    return nn.GroupNorm(groups, channels)
-
-
-def _zero(layer: nn.Module) -> nn.Module:
-    for parameter in layer.parameters():
-        nn.init.zeros_(parameter)
-    return layer

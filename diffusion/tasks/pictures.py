@@ -7,6 +7,7 @@ by their first channel. Small images are enlarged by a whole factor, so that the
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,47 @@ def save_grid(images: Tensor, path: Path, columns: int | None = None) -> None:
     """All images as one PNG."""
     columns = columns or columns_of(len(images), None)
     Image.fromarray(tile(images, columns, enlargement(images, columns))).save(path)
+
+
+def comparison(originals: Tensor, reconstructions: Tensor, columns: int, gain: float = 4.0) -> Tensor:
+    """Rows of `columns` images in turn: originals, reconstructions, and `gain` times their difference around grey.
+
+    Two tensors uint8 (N, C, *S) -> uint8 (3 rows for each row of originals, times `columns`); a last row is filled up
+    with white.
+    """
+    difference = (127.5 + gain * (reconstructions.float() - originals.float())).round().clamp(0, 255).to(torch.uint8)
+    missing = -len(originals) % columns
+    rows = []
+    for images in (originals, reconstructions, difference):
+        filler = torch.full((missing, *images.shape[1:]), BACKGROUND, dtype=torch.uint8)
+        rows.append(torch.cat([images, filler]).unflatten(0, (-1, columns)))
+    return torch.stack(rows, 1).flatten(0, 2)
+
+
+def save_comparison(blocks: Mapping[str, tuple[Tensor, Tensor]], path: Path, gain: float = 4.0) -> None:
+    """For each title originals, what became of them, and the difference, in three named rows; one PNG.
+
+    blocks: title -> two tensors uint8 (n, C, *S), n the same in all.
+    """
+    from matplotlib.figure import Figure
+
+    columns = max(len(originals) for originals, _ in blocks.values())
+    tiles = {
+        title: tile(comparison(*pair, columns, gain), columns, enlargement(pair[0], columns))
+        for title, pair in blocks.items()
+    }
+    height, width = next(iter(tiles.values())).shape[:2]
+    canvas = Figure(figsize=(10, len(blocks) * (0.35 + 8.5 * height / width)), layout="constrained")
+    for axes, (title, picture) in zip(canvas.subplots(len(blocks), 1, squeeze=False)[:, 0], tiles.items(), strict=True):
+        axes.imshow(picture, interpolation="nearest")
+        axes.set_title(title, fontsize=9, loc="left")
+        axes.set_xticks([])
+        axes.set_yticks(
+            [height * (row + 0.5) / 3 for row in range(3)], ["original", "decoded", f"difference x {gain:g}"]
+        )
+        axes.tick_params(left=False)
+        axes.spines[:].set_visible(False)
+    canvas.savefig(path, dpi=120, bbox_inches="tight")
 
 
 def save_strip(strip: tuple[Tensor, Tensor], path: Path) -> None:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from diffusion.codecs import Codec
 from diffusion.denoiser import Denoiser, NetworkDenoiser
 from diffusion.errors import UserError
 from diffusion.generative import GenerativeModel
@@ -96,24 +97,33 @@ def counted_evaluations(denoiser: Denoiser) -> Iterator[Callable[[], int]]:
 
 
 class Trajectory:
-    """An on_step callback that keeps the first `count` samples on their way, as uint8."""
+    """An on_step callback that keeps the first `count` samples on their way; `codec` makes pictures of them later."""
 
-    def __init__(self, count: int):
-        self.count = count
-        self.noisy: list[Tensor] = []
-        self.means: list[Tensor] = []
+    def __init__(self, count: int, codec: Codec):
+        self.count, self.codec = count, codec
+        self._noisy: list[Tensor] = []
+        self._means: list[Tensor] = []
 
     def __call__(self, step: int, x: Tensor, mean: Tensor) -> None:
         # Strong noise is brought to unit variance, so that it is seen at all.
         x = x[: self.count].float()
-        self.noisy.append(to_uint8(x / x.std(correction=0).clamp(min=1.0)).cpu())
-        self.means.append(to_uint8(mean[: self.count].float()).cpu())
+        self._noisy.append(x / x.std(correction=0).clamp(min=1.0))
+        self._means.append(mean[: self.count].float().clone())
+
+    def frames(self) -> list[Tensor]:
+        """x_t at every step, as pictures uint8 (count, *shape)."""
+        return [self._picture(x) for x in self._noisy]
 
     def strip(self, columns: int = 8) -> tuple[Tensor, Tensor]:
         """Up to `columns` moments spread evenly from the first step to the last: x_t and E[x0 | x_t].
 
         Each is uint8 (count, columns, *shape).
         """
-        last = len(self.noisy) - 1
+        last = len(self._noisy) - 1
         chosen = sorted({round(last * c / max(1, columns - 1)) for c in range(columns)})
-        return torch.stack([self.noisy[c] for c in chosen], 1), torch.stack([self.means[c] for c in chosen], 1)
+        noisy, means = ([self._picture(kept[c]) for c in chosen] for kept in (self._noisy, self._means))
+        return torch.stack(noisy, 1), torch.stack(means, 1)
+
+    @torch.no_grad()
+    def _picture(self, x: Tensor) -> Tensor:
+        return to_uint8(self.codec.decode(x).float()).cpu()

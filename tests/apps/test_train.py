@@ -139,7 +139,7 @@ def test_finished_run_says_so_and_does_nothing(again, tmp_path):
 
 @pytest.mark.parametrize("change", ["trainer.max_steps=4", "trainer.max_time=00:00:00:01"])
 def test_smaller_limit_is_finished_too(again, change, monkeypatch):
-    monkeypatch.setattr("diffusion.apps.train.position", lambda run, checkpoint: (STEPS, 1.5))
+    monkeypatch.setattr("diffusion.apps.train.Run.position", lambda run, checkpoint: (STEPS, 1.5))
     run = again(change)
     assert position(run) == STEPS
 

@@ -138,7 +138,7 @@ def test_speed_counts_images_of_optimizer_steps_and_not_validation(path, monkeyp
 
 def test_an_open_interval_goes_through_a_checkpoint(path):
     log = MetricsLog(Budget(10, None), 4, 3)
-    log.load_state_dict({"sum": 3.0, "batches": 2})
+    log.load_state_dict({"sums": {"loss": 3.0}, "batches": {"loss": 2}})
     fit(Scripted([6.0] * 3), [log, Budget(3, None)], logger=[MetricsCSV(path)])
     assert train_rows(path) == [(3, (3 + 6 * 3) / 5)]
 

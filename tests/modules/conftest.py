@@ -8,8 +8,7 @@ from omegaconf import OmegaConf
 from torchmetrics import Metric
 
 from datamodules.batch import DataSpec
-from diffusion.runs import build_module
-from tests.training import SMALL, composed
+from tests.training import SMALL, built, composed
 
 
 class Recorded:
@@ -37,7 +36,7 @@ def build(config):
 
     def make(spec=DataSpec((1, 8, 8), 10), std=0.6, **changes):  # noqa: B008
         changed = OmegaConf.merge(config, OmegaConf.from_dotlist([f"{k}={v}" for k, v in changes.items()]))
-        module = build_module(changed, spec, std)
+        _, module = built(changed, spec, std)
         module._trainer = SimpleNamespace(accumulate_grad_batches=1, world_size=1, global_rank=0, global_step=0)
         module.objective = Recorded(module.objective)
         module.logged = []

@@ -12,8 +12,7 @@ from datamodules.batch import DataSpec
 from diffusion.apps.config import CONF, choice_of
 from diffusion.errors import UserError
 from diffusion.modules.diffusion import noise_bin_names
-from diffusion.runs import build_module
-from tests.training import losses, run_training, state
+from tests.training import built, losses, run_training, state
 
 
 def batch_of(n, seed=0, shape=(1, 8, 8), classes=10):
@@ -187,9 +186,9 @@ def test_every_combination_takes_two_finite_steps(config, scheduler, parameteriz
     spec = DataSpec((1, 8, 8), 10)
     if parameterization == "eps" and scheduler == "flow":  # alpha(1) = 0, and eps divides by it
         with pytest.raises(UserError, match="zero terminal SNR"):
-            build_module(changed, spec, 0.6)
+            built(changed, spec, 0.6)
         return
-    module = build_module(changed, spec, 0.6)
+    _, module = built(changed, spec, 0.6)
     module._trainer = SimpleNamespace(accumulate_grad_batches=1, world_size=1, global_rank=0, global_step=0)
     optimizer = module.configure_optimizers()
     before = [p.detach().clone() for p in module.network.parameters()]

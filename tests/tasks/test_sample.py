@@ -119,12 +119,13 @@ def test_evaluations_are_counted(sampler, steps, guidance, expected):
 
 
 def test_trajectory_goes_from_noise_to_the_sample():
-    trajectory = Trajectory(3)
+    trajectory = Trajectory(3, Identity())
     images = sample(model(steps=12), (1, 8, 8), 6, labels_of(0, 6, 3), seed=0, batch_size=4, on_step=trajectory)
-    assert len(trajectory.noisy) == len(trajectory.means) == 12
-    assert trajectory.noisy[0].shape == (3, 1, 8, 8)
-    assert torch.equal(trajectory.noisy[-1], images[:3])
+    frames = trajectory.frames()
+    assert len(frames) == 12
+    assert frames[0].shape == (3, 1, 8, 8)
+    assert torch.equal(frames[-1], images[:3])
     noisy, means = trajectory.strip(columns=5)
     assert noisy.shape == means.shape == (3, 5, 1, 8, 8)
-    assert torch.equal(noisy[:, 0], trajectory.noisy[0]) and torch.equal(noisy[:, -1], trajectory.noisy[-1])
+    assert torch.equal(noisy[:, 0], frames[0]) and torch.equal(noisy[:, -1], frames[-1])
     assert trajectory.strip(columns=50)[0].shape[1] == 12

@@ -1,0 +1,192 @@
+"""python -m diffusion reconstruct: does compression keep what matters? In numbers, and in a figure."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from torch import Tensor
+
+from datamodules.batch import DataSpec
+from diffusion.apps.output import best_device, output_folder, progress
+from diffusion.codecs import Codec
+from diffusion.errors import UserError
+from diffusion.metrics import (
+    domain_classifier,
+    embeddings,
+    frechet_distance,
+    interval,
+    left_out,
+    predictions,
+    psnr_of,
+    reconstruction_metrics,
+)
+from diffusion.runs import Run
+from diffusion.tasks.pictures import save_comparison
+from diffusion.tasks.reconstruct import reconstruct
+from diffusion.tasks.sample import check_positive
+
+log = logging.getLogger("diffusion")
+
+
+def main(config: DictConfig) -> None:
+    """Write metrics.json, cases.csv and reconstructions.png into the output folder."""
+    check_positive(batch_size=config.batch_size, shown=config.shown, **({} if config.n is None else {"n": config.n}))
+    run = Run.open(config.run).under(config) if config.run else None
+    codec = codec_of(run, config)
+    datamodule = instantiate(config.dataset, seed=config.seed, batch_size=config.batch_size)
+    datamodule.prepare_data()
+    spec = datamodule.spec
+    codec.for_images(spec.shape)
+    if run and datamodule.fingerprint() != run.config.data.fingerprint:
+        log.warning("%s is not what the run was trained on: the figures are of other images", datamodule.source)
+    device = best_device(config.device)
+    home = run.directory if run else Path("runs")
+    out = output_folder(str(config.out or home / "reconstruct"), config.overwrite)
+    cache = Path(config.cache or (home.parents[1] if run else home) / ".cache")
+
+    start = time.perf_counter()
+    test = datamodule.split("test")
+    chosen = torch.linspace(0, len(test) - 1, min(config.n or len(test), len(test))).round().long()
+    test = test.take(chosen)
+    with progress() as bar:
+        task = bar.add_task("reconstructing", total=len(test))
+        found = reconstruct(
+            codec.to(device),
+            test.images,
+            config.batch_size,
+            device,
+            lambda done: bar.update(task, completed=done),
+        )
+    cases = reconstruction_metrics(test.images, found)
+    omitted = left_out(spec.shape)
+    judged = {}
+    if not config.classifier:
+        omitted["agreement"] = "classifier=false"
+    elif spec.classes is None:
+        omitted["agreement"] = "the data have no labels"
+    else:
+        classifier = domain_classifier(datamodule, cache, device)
+        answers = {
+            name: predictions(classifier, images, config.batch_size)
+            for name, images in {"originals": test.images, "reconstructions": found}.items()
+        }
+        cases["agreement"] = same(answers["originals"], answers["reconstructions"])
+        judged["classifier_accuracy"] = {
+            name: summary(same(answer, test.labels), config.seed) for name, answer in answers.items()
+        }
+        features = [embeddings(classifier, images, config.batch_size) for images in (test.images, found)]
+        if len(test) > features[0].shape[1]:
+            judged["frechet_distance"] = frechet_distance(*features)
+        else:
+            omitted["frechet_distance"] = f"it takes more images than features, {features[0].shape[1]}"
+    latent_shape = codec.latent_shape(spec.shape)
+    metrics = {
+        "n": len(test),
+        "split": "test",
+        "data": {"source": datamodule.source, "fingerprint": datamodule.fingerprint()},
+        "codec": {"fingerprint": codec.fingerprint, "latent_shape": list(latent_shape)},
+        "compression": round(math.prod(spec.shape) / math.prod(latent_shape), 3),
+        **{name: summary(values, config.seed) for name, values in cases.items()},
+        "psnr_of_mean_mse": finite(psnr_of(float(cases["mse"].mean()))),
+        **judged,
+        "left_out": omitted,
+        "classes": {
+            title: {"n": int(members.sum())}
+            | {name: summary(values[members], config.seed) for name, values in cases.items()}
+            for title, members in members_of(test.labels, spec).items()
+        },
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+    (out / "metrics.json").write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n")
+    write_cases(out / "cases.csv", chosen, test.labels, cases)
+    save_comparison(blocks_of(test.images, found, test.labels, spec, cases, config.shown), out / "reconstructions.png")
+    report(metrics, cases)
+    log.info("%s", out / "reconstructions.png")
+
+
+def codec_of(run: Run | None, config: DictConfig) -> Codec:
+    """The run's codec, or the one that the config names. Raises UserError for neither, or the identity."""
+    if run is not None:
+        codec = run.codec()
+        if config.codec is None:
+            run.warn_if_unfinished()
+        return codec
+    if not config.codec or not config.dataset:
+        raise UserError("reconstruct needs run=RUN_DIR, or codec=diffusers codec.path=PATH and dataset=NAME")
+    codec = instantiate(config.codec)
+    if codec.fingerprint is None:
+        raise UserError("codec=identity compresses nothing: give codec=diffusers codec.path=PATH, or run=RUN_DIR")
+    return codec
+
+
+def same(a: Tensor, b: Tensor) -> Tensor:
+    """Whether each image has the same class, or all its labels alike, in both; float64 (N,)."""
+    return (a.cpu() == b.cpu()).reshape(len(a), -1).all(1).double()
+
+
+def summary(values: Tensor, seed: int) -> dict[str, float | None]:
+    """Mean with its 95% bootstrap interval; values that are infinite, as the PSNR of a perfect image, are left out."""
+    found = interval(values[values.isfinite()].numpy(), seed=seed) if values.isfinite().any() else None
+    return {"mean": None, "low": None, "high": None} if found is None else found._asdict()
+
+
+def finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def members_of(labels: Tensor | None, spec: DataSpec) -> dict[str, Tensor]:
+    """Which images are of each class, bool (N,), by the class's number and name; an image of several is in each."""
+    if labels is None or spec.classes is None:
+        return {}
+    names = spec.class_names or [f"class {k}" for k in range(spec.classes)]
+    hot = labels.bool() if labels.ndim == 2 else labels[:, None] == torch.arange(spec.classes)
+    return {name: hot[:, k] for k, name in enumerate(names) if hot[:, k].any()}
+
+
+def blocks_of(
+    images: Tensor, found: Tensor, labels: Tensor | None, spec: DataSpec, cases: dict[str, Tensor], shown: int
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """What the figure shows: images of each class, and those that came back worst."""
+    members = members_of(labels, spec) if (spec.classes or 99) <= 10 else {}
+    groups = {
+        name: which.nonzero().flatten()
+        for name, which in (members or {"test images": images.new_ones(len(images))}).items()
+    }
+    groups = {
+        name: index[torch.linspace(0, len(index) - 1, min(shown, len(index))).long()] for name, index in groups.items()
+    }
+    groups["those that came back worst"] = cases["mse"].argsort(descending=True)[:shown]
+    titles = {}
+    for name, index in groups.items():
+        titles[f"{name}: {psnr_of(float(cases['mse'][index].mean())):.1f} dB in these"] = (images[index], found[index])
+    return titles
+
+
+def write_cases(path: Path, index: Tensor, labels: Tensor | None, cases: dict[str, Tensor]) -> None:
+    """One row for each image: its place in the test split, its label, its figures."""
+    with path.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["index", "label", *cases])
+        for i, place in enumerate(index.tolist()):
+            label = "" if labels is None else " ".join(map(str, labels[i].flatten().tolist()))
+            rows.writerow([place, label, *(f"{float(values[i]):.6g}" for values in cases.values())])
+
+
+def report(metrics: dict[str, Any], cases: dict[str, Tensor]) -> None:
+    """The figures of all images, one a line."""
+    log.info("%d test images, compression %g", metrics["n"], metrics["compression"])
+    for name in cases:
+        found = metrics[name]
+        if found["mean"] is not None:
+            log.info("%12s  %.4g  (%.4g to %.4g)", name, found["mean"], found["low"], found["high"])
+    for name, reason in metrics["left_out"].items():
+        log.info("%12s  left out: %s", name, reason)

@@ -1,0 +1,7 @@
+"""Models: how a config becomes something that trains, and what is made of it afterwards."""
+
+from diffusion.models.autoencoder import Autoencoder
+from diffusion.models.base import PARTS, Model, factory
+from diffusion.models.diffusion import Diffusion
+
+__all__ = ["PARTS", "Autoencoder", "Diffusion", "Model", "factory"]

@@ -1,0 +1,79 @@
+"""model=autoencoder_kl and model=autoencoder_vq: images to latents and back, the first stage of latent diffusion."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig
+from torch import nn
+
+from datamodules.batch import DataSpec
+from diffusion import codecs
+from diffusion.callbacks import EMA, LatentStatistics
+from diffusion.errors import UserError
+from diffusion.models.base import Model, factory
+from diffusion.modules import AutoencoderModule
+from diffusion.objectives import ReconstructionLoss
+from diffusion.random import seed_of
+
+
+class Autoencoder(Model):
+    """An autoencoder with its losses.
+
+    Args:
+        network: (in_channels, size) -> the autoencoder network.
+        loss: the weights of the losses; the networks of the perceptual and the adversarial one are groups of their own.
+    """
+
+    parts = frozenset({"perceptual", "discriminator"})
+    next_task = "reconstruct"
+
+    def __init__(self, config: DictConfig, network: Callable[..., nn.Module], loss: ReconstructionLoss):
+        super().__init__(config)
+        self.make_network, self.loss = network, loss
+
+    def network(self, spec: DataSpec) -> nn.Module:
+        """The network with its initial weights. Raises UserError where it does not fit the data."""
+        torch.manual_seed(seed_of(self.config.seed, "weights"))
+        network = self.make_network(in_channels=spec.shape[0], size=list(spec.shape[1:]))
+        network.latent_shape(spec.shape)
+        return network
+
+    def module(self, datamodule: pl.LightningDataModule) -> AutoencoderModule:
+        spec, config = datamodule.spec, self.config
+        network, discriminator, perceptual = self.network(spec), None, None
+        if config.discriminator:
+            discriminator = factory(config.discriminator)(in_channels=spec.shape[0], size=list(spec.shape[1:]))
+        if config.perceptual:
+            perceptual = factory(config.perceptual)(datamodule=datamodule, cache=self.cache)
+        return AutoencoderModule(
+            network=network,
+            loss=self.loss,
+            optimizer=factory(config.optimizer),
+            perceptual=perceptual,
+            discriminator=discriminator,
+            seed=config.seed,
+        )
+
+    def callbacks(
+        self, module: AutoencoderModule, datamodule: pl.LightningDataModule, directory: Path, ema: EMA
+    ) -> list[pl.Callback]:
+        pictures = factory(self.config.callbacks.reconstructions)(folder=directory / "samples")
+        return [pictures, LatentStatistics(ema)]
+
+    def trained_codec(self, spec: DataSpec, checkpoint: Callable[[], Mapping[str, Any]]) -> codecs.Codec:
+        content = checkpoint()
+        if "latents" not in content:
+            raise UserError(
+                "the autoencoder's checkpoint holds no mean and standard deviation of its latents: "
+                "train it with the command that made it"
+            )
+        network = self.network(spec)
+        network.load_state_dict(content["ema"])
+        mean, std = content["latents"]["mean"], content["latents"]["std"]
+        fingerprint = codecs.fingerprint_of({**content["ema"], "latents.mean": mean, "latents.std": std})
+        return codecs.Autoencoder(network, mean, std, fingerprint)

@@ -1,0 +1,31 @@
+"""Send images through a codec and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from diffusion.codecs import Codec
+from diffusion.tasks.sample import to_uint8
+
+
+def reconstruct(
+    codec: Codec,
+    images: Tensor,
+    batch_size: int,
+    device: torch.device | str = "cpu",
+    on_batch: Callable[[int], None] | None = None,
+) -> Tensor:
+    """decode(encode(x)) of each image, both uint8 (N, C, *S) on the CPU; the latents are the means of the posteriors.
+
+    `on_batch` is told after each batch how many images are done. Raises UserError if what comes back is not finite.
+    """
+    found = []
+    for batch in images.split(batch_size):
+        pixels = batch.to(device).float() / 127.5 - 1
+        found.append(to_uint8(codec.decode(codec.encode(pixels))).cpu())
+        if on_batch is not None:
+            on_batch(sum(map(len, found)))
+    return torch.cat(found)
