@@ -8,12 +8,15 @@ alone: 1, 2 or 4 processes, and any accumulation, see the same numbers.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 BLOCK = 8
+
+Noise = Callable[[Sequence[int]], Tensor]
+"""Standard normal noise for a batch: the shape of one sample (C, *S) -> (B, C, *S)."""
 
 
 def seed_of(*key: object) -> int:

@@ -26,7 +26,7 @@ GIVEN = {
     "model": {"config"},
     "model.network": {"in_channels", "size"},
     "model.network.bottleneck": {"channels"},
-    "perceptual": {"datamodule", "cache"},
+    "perceptual": {"datamodule", "cache", "device"},
     "discriminator": {"in_channels", "size"},
     "network": {"in_channels", "out_channels", "size", "classes", "augmentation"},
     "parameterization": {"sd"},

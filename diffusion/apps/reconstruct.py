@@ -76,7 +76,7 @@ def main(config: DictConfig) -> None:
     else:
         classifier = domain_classifier(datamodule, cache, device)
         answers = {
-            name: predictions(classifier, images, config.batch_size)
+            name: predictions(classifier, images, spec.multi_label, config.batch_size)
             for name, images in {"originals": test.images, "reconstructions": found}.items()
         }
         cases["agreement"] = same(answers["originals"], answers["reconstructions"])

@@ -8,9 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from diffusion.codecs.base import Codec, Noise, broadcast, exact
+from diffusion.codecs.base import Codec, broadcast, exact
 from diffusion.errors import UserError
 from diffusion.networks.frozen import Frozen
+from diffusion.random import Noise
 
 
 class Autoencoder(Codec):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-Noise = Callable[[Sequence[int]], Tensor]
-"""Standard normal noise for a batch: the shape of one sample (L, *s) -> (B, L, *s)."""
+from diffusion.random import Noise
 
 
 class Codec(nn.Module, ABC):

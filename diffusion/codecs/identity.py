@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from diffusion.codecs.base import Codec, Noise
+from diffusion.codecs.base import Codec
+from diffusion.random import Noise
 
 
 class Identity(Codec):

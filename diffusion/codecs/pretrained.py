@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from diffusion.codecs.autoencoder import fingerprint_of
-from diffusion.codecs.base import Codec, Noise, exact
+from diffusion.codecs.base import Codec, exact
 from diffusion.errors import UserError
 from diffusion.networks.frozen import Frozen
+from diffusion.random import Noise
 
 
 class Diffusers(Codec):

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffusion.errors import UserError
 from diffusion.metrics.domain import domain_classifier
+
+if TYPE_CHECKING:
+    import pytorch_lightning as pl
 
 NETS = ("alex", "vgg", "squeeze")
 SMALLEST = 64

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from diffusion.errors import UserError
@@ -15,7 +17,7 @@ WINDOW = 11
 SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 """The weights of the scales, the finest first (Wang, Simoncelli and Bovik 2003, section 3.2)."""
 MOST_VALUES = 1 << 20
-"""Values of a batch, or one image: SSIM holds some twenty times as many."""
+"""Values of a batch, or one image: some ten times as many are in memory at once."""
 
 
 def reconstruction_metrics(originals: Tensor, reconstructions: Tensor) -> dict[str, Tensor]:
@@ -30,6 +32,9 @@ def reconstruction_metrics(originals: Tensor, reconstructions: Tensor) -> dict[s
         many of the five scales as fit (see `scales`), their weights divided by their sum.
     sharpness: mean |grad x'| / mean |grad x|, grad the differences to the next pixel along each axis: 1 is as sharp as
         the original, less is blurred, more is noisy. Infinity where the original alone is flat, 1 where both are.
+
+    SSIM is scikit-image's, in float64: torchmetrics' gives the same, but its float32 is off by 0.002 where images are
+    flat and bright, and its float64 takes seconds for a volume.
 
     A metric that the images are too small for is left out, see `left_out`. Raises UserError for unequal shapes.
     """
@@ -63,39 +68,59 @@ def left_out(shape: Sequence[int]) -> dict[str, str]:
 
 
 def scales(shape: Sequence[int]) -> int:
-    """How many scales of SSIM images of shape (C, *S) have room for, 0 to 5: sides of 11, 22, 44, 99 and 176 pixels.
-
-    The window has to fit into the coarsest scale, and torchmetrics asks for a side of 11 (scales - 1)^2 too.
-    """
+    """How many scales of SSIM images of shape (C, *S) have room for, 0 to 5: sides of 11, 22, 44, 88 and 176 pixels."""
     side = min(shape[1:])
-    fits = (side >= WINDOW * max(2 ** (n - 1), (n - 1) ** 2) for n in range(1, len(SCALES) + 1))
-    return sum(fits)
+    return sum(side >= WINDOW * 2**n for n in range(len(SCALES)))
 
 
 def _metrics(originals: Tensor, reconstructions: Tensor) -> dict[str, Tensor]:
-    from torchmetrics.functional import image as functional
-
-    # SSIM in float32, which is right to about 1e-5: float64 convolutions take twenty times as long.
-    x, y = originals.float() / 255, reconstructions.float() / 255
-    mse = ((originals.double() - reconstructions.double()) / 255).square().flatten(1).mean(1)
+    x, y = originals.cpu().double() / 255, reconstructions.cpu().double() / 255
+    mse = (x - y).square().flatten(1).mean(1)
+    before, after = _gradient(x), _gradient(y)
     found = {"mse": mse, "psnr": 10 * mse.reciprocal().log10()}
     number = scales(originals.shape[1:])
     if number >= 1:
-        ssim = functional.structural_similarity_index_measure(y, x, data_range=1.0, reduction="none")
-        found["ssim"] = ssim.double()
+        found["ssim"] = _of_each(_ssim, x, y)
     if number >= 2:
-        betas = tuple(weight / sum(SCALES[:number]) for weight in SCALES[:number])
-        ms_ssim = functional.multiscale_structural_similarity_index_measure(
-            y, x, data_range=1.0, reduction="none", betas=betas, normalize="relu"
-        )
-        found["ms_ssim"] = ms_ssim.double()
-    before, after = _gradient(x), _gradient(y)
-    found["sharpness"] = torch.where(before == after, 1.0, after / before)
-    return found
+        found["ms_ssim"] = _ms_ssim(x, y, number)
+    return {**found, "sharpness": torch.where(before == after, 1.0, after / before)}
+
+
+def _of_each(metric: Callable[[np.ndarray, np.ndarray], float], x: Tensor, y: Tensor) -> Tensor:
+    return torch.tensor([metric(a, b) for a, b in zip(x.numpy(), y.numpy(), strict=True)], dtype=torch.float64)
+
+
+def _similarity(x: np.ndarray, y: np.ndarray, **options: float) -> float:
+    """SSIM of two images (C, *S), the mean over channels and the positions where the window fits."""
+    from skimage.metrics import structural_similarity
+
+    window = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    return float(structural_similarity(x, y, data_range=1.0, channel_axis=0, **window, **options))
+
+
+def _ssim(x: np.ndarray, y: np.ndarray) -> float:
+    border = [(0, 0)] + [(WINDOW // 2, WINDOW // 2)] * (x.ndim - 1)
+    return _similarity(np.pad(x, border, mode="reflect"), np.pad(y, border, mode="reflect"))
+
+
+def _contrast(x: np.ndarray, y: np.ndarray) -> float:
+    """The contrast and structure terms alone, where the window fits."""
+    # With a constant that is large beside the means, the luminance term is 1.
+    return _similarity(x, y, K1=1e6)
+
+
+def _ms_ssim(x: Tensor, y: Tensor, number: int) -> Tensor:
+    halved = {4: F.avg_pool2d, 5: F.avg_pool3d}[x.ndim]
+    product = torch.ones(len(x), dtype=torch.float64)
+    for scale, weight in enumerate(SCALES[:number]):
+        last = scale == number - 1
+        product *= _of_each(_ssim if last else _contrast, x, y).relu() ** (weight / sum(SCALES[:number]))
+        x, y = (x, y) if last else (halved(x, 2), halved(y, 2))
+    return product
 
 
 def _gradient(images: Tensor) -> Tensor:
-    """The mean length of the gradient of each image (B, C, *S), (B,) float64.
+    """The mean length of the gradient of each image (B, C, *S), (B,).
 
     The mean is over channels and the pixels that have a next one along each axis; an axis of one pixel has no slope.
     """
@@ -103,4 +128,4 @@ def _gradient(images: Tensor) -> Tensor:
     inner = tuple(slice(-1) if axis in axes else slice(None) for axis in range(images.ndim))
     # Differences to the next pixel, not over two pixels, which would not see a checkerboard.
     squares = (images.diff(dim=axis, append=images.narrow(axis, -1, 1))[inner].square() for axis in axes)
-    return sum(squares, torch.zeros_like(images[inner])).sqrt().double().flatten(1).mean(1)
+    return sum(squares, torch.zeros_like(images[inner])).sqrt().flatten(1).mean(1)

@@ -49,7 +49,7 @@ class Autoencoder(Model):
         if config.discriminator:
             discriminator = factory(config.discriminator)(in_channels=spec.shape[0], size=list(spec.shape[1:]))
         if config.perceptual:
-            perceptual = factory(config.perceptual)(datamodule=datamodule, cache=self.cache)
+            perceptual = factory(config.perceptual)(datamodule=datamodule, cache=self.cache, device=self.device)
         return AutoencoderModule(
             network=network,
             loss=self.loss,

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffusion.errors import UserError
-from diffusion.networks.bottlenecks import Bottleneck, Noise
+from diffusion.networks.bottlenecks import Bottleneck
 from diffusion.networks.layers import Attention, ResidualBlock, conv, norm
+from diffusion.random import Noise
 
 
 class Reconstruction(NamedTuple):

@@ -6,17 +6,13 @@ Shapes below: B batch, c latent channels, s the latents' (h, w) or (d, h, w).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from diffusion.errors import UserError
-from diffusion.random import generator
-
-Noise = Callable[[Sequence[int]], Tensor]
-"""Standard normal noise, one draw for each sample of the batch: (c, *s) -> (B, c, *s)."""
+from diffusion.random import Noise, generator
 
 
 class Bottleneck(nn.Module, ABC):

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import pytorch_lightning as pl
+import torch
 from PIL import Image
 
 from diffusion.callbacks import Budget, LossFigure, MetricsCSV, MetricsLog
@@ -190,3 +191,16 @@ def test_figure_is_drawn_at_each_validation(tmp_path, path):
     callbacks = [budget, MetricsLog(budget, 4, 1), LossFigure(path, figure), Look()]
     fit(Scripted([4, 3, 2, 1]), callbacks, logger=[MetricsCSV(path)], val_check_interval=2)
     assert len(sizes) == 2 and sizes[0] != sizes[1]
+
+
+def test_the_terms_of_a_step_are_logged_each_over_the_steps_that_had_it(path):
+    class Terms(Scripted):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            extra = {"late": torch.tensor(float(batch_idx))} if batch_idx >= 2 else {}
+            return {"loss": loss, "terms": {"loss": 2 * loss.detach(), **extra}}
+
+    budget = Budget(4, None)
+    fit(Terms([1.0] * 4), [budget, MetricsLog(budget, 4, every_n_steps=4)], logger=[MetricsCSV(path)])
+    (row,) = [row for row in read_rows(path) if row["train/loss"]]
+    assert float(row["train/loss"]) == 2.0 and float(row["train/late"]) == 2.5

@@ -5,7 +5,17 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusion.tasks.pictures import columns_of, enlargement, flat, save_animation, save_grid, save_strip, tile
+from diffusion.tasks.pictures import (
+    columns_of,
+    comparison,
+    enlargement,
+    flat,
+    save_animation,
+    save_comparison,
+    save_grid,
+    save_strip,
+    tile,
+)
 
 RNG = torch.Generator().manual_seed(0)
 
@@ -100,3 +110,18 @@ def test_animation(tmp_path):
     last = np.asarray(gif.convert("RGB")).astype(int)
     assert last.shape == (2 * 66 + 2, 2 * 66 + 2, 3)
     assert np.abs(last - tile(frames[-1], 2, 8)).mean() < 12  # of 255, the palette has 256 colours
+
+
+def test_a_comparison_has_originals_reconstructions_and_differences_in_turn():
+    originals = torch.full((3, 1, 2, 2), 100, dtype=torch.uint8)
+    rows = comparison(originals, originals + 10, columns=2, gain=4.0)
+    assert rows.shape == (12, 1, 2, 2)
+    blocks = rows[:, 0, 0, 0].reshape(2, 3, 2)
+    assert blocks[0].tolist() == [[100, 100], [110, 110], [168, 168]]  # 127.5 + 4 * 10, to the nearest even
+    assert blocks[1, :, 0].tolist() == [100, 110, 168] and (blocks[1, :2, 1] == 255).all()
+
+
+def test_a_comparison_figure_holds_every_title(tmp_path):
+    images = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
+    save_comparison({"one": (images, images), "two": (images[:2], images[:2])}, tmp_path / "figure.png")
+    assert Image.open(tmp_path / "figure.png").height > 200

@@ -1,0 +1,82 @@
+"""How much faster latents are sampled than pixels, with the same network configuration and the same evaluations.
+
+    python benchmarks/latent.py
+
+Both models are those of experiment=bloodmnist_pixel and bloodmnist_latent with the autoencoder of bloodmnist_vae, for
+28 x 28 RGB images of 4 classes; decoding is part of the time. The weights are the initial ones, for time does not
+depend on them. Pixels and latents take turns, so that the ratio is free of the machine's drift.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
+
+import torch  # noqa: E402
+from hydra.utils import instantiate  # noqa: E402
+from machine import machine  # noqa: E402
+
+from datamodules.batch import DataSpec  # noqa: E402
+from diffusion import codecs  # noqa: E402
+from diffusion.denoiser import NetworkDenoiser  # noqa: E402
+from diffusion.generative import GenerativeModel  # noqa: E402
+from diffusion.models import factory  # noqa: E402
+from tests.training import composed  # noqa: E402
+
+SPEC = DataSpec((3, 28, 28), 4)
+
+
+def generative(experiment: str, codec: codecs.Codec) -> GenerativeModel:
+    """The model that the experiment samples, untrained."""
+    config = composed([f"experiment={experiment}", "network=small", "sampler=dpmpp_2m", "grid=karras"])
+    channels, *size = codec.latent_shape(SPEC.shape)
+    network = factory(config.network)(in_channels=channels, out_channels=channels, size=size, classes=SPEC.classes)
+    parameterization = factory(config.parameterization)(sd=1.0)
+    denoiser = NetworkDenoiser(instantiate(config.scheduler), parameterization, network)
+    return GenerativeModel(denoiser.eval(), codec, instantiate(config.sampler), instantiate(config.grid))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--n", type=int, default=256, help="images a batch")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", type=Path, help="write the figures there")
+    arguments = parser.parse_args()
+
+    network = factory(composed(["experiment=bloodmnist_vae"]).model.network)(3, [28, 28]).eval()
+    autoencoder = codecs.Autoencoder(network, torch.zeros(4), torch.ones(4), "0" * 16)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    models = {
+        "pixel": generative("bloodmnist_pixel", codecs.Identity()),
+        "latent": generative("bloodmnist_latent", autoencoder),
+    }
+    labels = {"label": torch.arange(arguments.n) % SPEC.classes}
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+    for model in models.values():
+        model.denoiser.to(device)
+        model.codec.to(device)
+    for repeat in range(arguments.repeats + 1):
+        for name, model in models.items():
+            start = time.perf_counter()
+            model.sample(SPEC.shape, labels, seeds=range(arguments.n)).cpu()
+            if repeat:  # the first one warms up
+                seconds[name].append(time.perf_counter() - start)
+    speed = {name: arguments.n / statistics.median(taken) for name, taken in seconds.items()}
+    ratio = speed["latent"] / speed["pixel"]
+    found = {**machine(), "n": arguments.n, "images_per_second": speed, "ratio": ratio}
+    for name, value in speed.items():
+        print(f"{name:>7}  {value:8.1f} images/s")
+    print(f"  ratio  {ratio:8.1f}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
