@@ -11,7 +11,7 @@ from torch import Tensor
 class Batch(TypedDict, total=False):
     """One batch of B samples; a key is absent where its source has nothing to say.
 
-    image: float32 (B, C, *S) in [-1, 1]; S is 2-D or 3-D
+    image: float32 (B, C, *S) in [-1, 1]; S is 2-D or 3-D. Of latent data the image's moments (see latents.py)
     label: int64 (B,) class index, or float32 (B, K) of zeros and ones where several classes hold at once
     mask:  float32 (B, 1, *S) of zeros and ones
     id:    int64 (B,) index within the split

@@ -23,6 +23,8 @@ from datamodules.split import SPLITS, Split
 
 log = logging.getLogger(__name__)
 
+VERSION = 1
+"""To be raised with every change of what moments mean: files of another version are not used."""
 MOST_IMAGES, MOST_VALUES = 256, 1 << 22
 """The codec sees no more images and no more pixel values at once: volumes come one by one, small images many."""
 PATIENCE = 3.0
@@ -64,8 +66,10 @@ class Latents(InMemoryDataModule):
         return {name: self.split(name) for name in SPLITS}
 
     def setup(self, stage: str | None = None) -> None:
-        """Load the pixels; the splits encode themselves."""
+        """Load the pixels, and encode what training needs; the test split is encoded when it is asked for."""
         self.base.setup(stage)
+        for name in ("train", "val"):
+            self.split(name)
 
     @property
     def spec(self) -> DataSpec:
@@ -113,7 +117,7 @@ class Latents(InMemoryDataModule):
         return self.base.fingerprint()
 
     def _moments(self, name: str, pixels: Split) -> Tensor:
-        path = self.cache / f"latents_{self.codec.fingerprint}_{self._fingerprint}_{name}.safetensors"
+        path = self.cache / f"latents{VERSION}_{self.codec.fingerprint}_{self._fingerprint}_{name}.safetensors"
         moments = _read(path, pixels)
         if moments is None:
             moments = self._encode(name, pixels)

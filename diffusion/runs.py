@@ -141,7 +141,11 @@ class Run:
         """A warning that names the step, if the run has not reached its limits."""
         step, elapsed = self.position()
         if not Budget.of(self.config.trainer).reached(step, elapsed):
-            log.warning("run %s is not finished: its weights of step %d are used as they are", self.directory, step)
+            log.warning(
+                "run %s is not finished: its weights of step %d are used as they are; once it goes on, they are others",
+                self.directory,
+                step,
+            )
 
 
 def autoencoder_codec(run: str | None) -> Codec:

@@ -19,7 +19,7 @@ from diffusion.models import factory
 from diffusion.modules import DiffusionModule
 from diffusion.networks import UNet
 from tests.callbacks.test_metrics import train_rows
-from tests.training import SMALL, built, composed, run_training
+from tests.training import AUTOENCODER, SMALL, built, composed, run_training
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -153,3 +153,17 @@ def test_average_and_budget_wait_for_nothing():
             Budget(10, 100.0).on_train_batch_end(Trainer)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.slow
+def test_an_autoencoder_with_all_its_losses_and_a_model_of_its_latents_train(tmp_path):
+    steps = ["accelerator=gpu", "trainer.max_steps=6", "trainer.validate_every_n_steps=3"]
+    losses = ["discriminator=patch", "discriminator.channels=8", "model.loss.adversarial_start=2"]
+    for model in ("autoencoder_kl", "autoencoder_vq"):
+        folder = tmp_path / model
+        autoencoder = run_training(folder, *steps, *losses, f"model={model}", base=AUTOENCODER)
+        latent = run_training(folder, *steps, "experiment=digits_latent", f"codec.run={autoencoder}")
+        tasks.main(["sample", f"run={latent}", "n=4"])
+        tasks.main(["reconstruct", f"run={autoencoder}", "n=20", "classifier=false"])
+        images = np.load(latent / "sample" / "samples.npz")["images"]
+        assert images.shape == (4, 8, 8, 1)

@@ -39,8 +39,10 @@ log = logging.getLogger("diffusion")
 
 def main(config: DictConfig) -> None:
     """Write metrics.json, cases.csv and reconstructions.png into the output folder."""
+    if config.n is not None and type(config.n) is not int:
+        raise UserError(f"n={config.n}: give a whole number, or leave it out for all images")
     check_positive(batch_size=config.batch_size, shown=config.shown, **({} if config.n is None else {"n": config.n}))
-    run = Run.open(config.run).under(config) if config.run else None
+    run = Run.open(config.run) if config.run else None
     codec = codec_of(run, config)
     datamodule = instantiate(config.dataset, seed=config.seed, batch_size=config.batch_size)
     datamodule.prepare_data()
@@ -49,9 +51,8 @@ def main(config: DictConfig) -> None:
     if run and datamodule.fingerprint() != run.config.data.fingerprint:
         log.warning("%s is not what the run was trained on: the figures are of other images", datamodule.source)
     device = best_device(config.device)
-    home = run.directory if run else Path("runs")
-    out = output_folder(str(config.out or home / "reconstruct"), config.overwrite)
-    cache = Path(config.cache or (home.parents[1] if run else home) / ".cache")
+    out = output_folder(str(config.out or (run.directory if run else Path("runs")) / "reconstruct"), config.overwrite)
+    cache = Path(config.cache or (run.directory.resolve().parent.parent if run else Path("runs")) / ".cache")
 
     start = time.perf_counter()
     test = datamodule.split("test")
@@ -60,34 +61,26 @@ def main(config: DictConfig) -> None:
     with progress() as bar:
         task = bar.add_task("reconstructing", total=len(test))
         found = reconstruct(
-            codec.to(device),
-            test.images,
-            config.batch_size,
-            device,
-            lambda done: bar.update(task, completed=done),
+            codec.to(device), test.images, config.batch_size, device, lambda done: bar.update(task, completed=done)
         )
-    cases = reconstruction_metrics(test.images, found)
-    omitted = left_out(spec.shape)
-    judged = {}
+    cases, omitted = reconstruction_metrics(test.images, found), left_out(spec.shape)
+    judged: dict[str, Any] = {}
     if not config.classifier:
         omitted["agreement"] = "classifier=false"
     elif spec.classes is None:
         omitted["agreement"] = "the data have no labels"
     else:
         classifier = domain_classifier(datamodule, cache, device)
-        answers = {
-            name: predictions(classifier, images, spec.multi_label, config.batch_size)
-            for name, images in {"originals": test.images, "reconstructions": found}.items()
-        }
-        cases["agreement"] = same(answers["originals"], answers["reconstructions"])
-        judged["classifier_accuracy"] = {
-            name: summary(same(answer, test.labels), config.seed) for name, answer in answers.items()
-        }
+        before, after = (predictions(classifier, x, spec.multi_label, config.batch_size) for x in (test.images, found))
+        cases["agreement"] = same(before, after)
+        right = {"originals": same(before, test.labels), "reconstructions": same(after, test.labels)}
+        judged["classifier_accuracy"] = {name: summary(values, config.seed) for name, values in right.items()}
         features = [embeddings(classifier, images, config.batch_size) for images in (test.images, found)]
         if len(test) > features[0].shape[1]:
             judged["frechet_distance"] = frechet_distance(*features)
         else:
             omitted["frechet_distance"] = f"it takes more images than features, {features[0].shape[1]}"
+    members = members_of(test.labels, spec)
     latent_shape = codec.latent_shape(spec.shape)
     metrics = {
         "n": len(test),
@@ -100,15 +93,20 @@ def main(config: DictConfig) -> None:
         **judged,
         "left_out": omitted,
         "classes": {
-            title: {"n": int(members.sum())}
-            | {name: summary(values[members], config.seed) for name, values in cases.items()}
-            for title, members in members_of(test.labels, spec).items()
+            name: {"n": int(which.sum())} | {key: summary(values[which], config.seed) for key, values in cases.items()}
+            for name, which in members.items()
         },
         "seconds": round(time.perf_counter() - start, 1),
     }
     (out / "metrics.json").write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n")
     write_cases(out / "cases.csv", chosen, test.labels, cases)
-    save_comparison(blocks_of(test.images, found, test.labels, spec, cases, config.shown), out / "reconstructions.png")
+    save_comparison(
+        {
+            f"{name}: {psnr_of(float(cases['mse'][index].mean())):.1f} dB in these": (test.images[index], found[index])
+            for name, index in shown_of(members, cases["mse"], config.shown).items()
+        },
+        out / "reconstructions.png",
+    )
     report(metrics, cases)
     log.info("%s", out / "reconstructions.png")
 
@@ -116,10 +114,11 @@ def main(config: DictConfig) -> None:
 def codec_of(run: Run | None, config: DictConfig) -> Codec:
     """The run's codec, or the one that the config names. Raises UserError for neither, or the identity."""
     if run is not None:
-        codec = run.codec()
-        if config.codec is None:
+        if run.config.codec is None:  # an autoencoder's run
+            if config.codec is not None:
+                raise UserError("the run is an autoencoder itself: leave codec out, or run")
             run.warn_if_unfinished()
-        return codec
+        return run.under(config).codec()
     if not config.codec or not config.dataset:
         raise UserError("reconstruct needs run=RUN_DIR, or codec=diffusers codec.path=PATH and dataset=NAME")
     codec = instantiate(config.codec)
@@ -152,23 +151,15 @@ def members_of(labels: Tensor | None, spec: DataSpec) -> dict[str, Tensor]:
     return {name: hot[:, k] for k, name in enumerate(names) if hot[:, k].any()}
 
 
-def blocks_of(
-    images: Tensor, found: Tensor, labels: Tensor | None, spec: DataSpec, cases: dict[str, Tensor], shown: int
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """What the figure shows: images of each class, and those that came back worst."""
-    members = members_of(labels, spec) if (spec.classes or 99) <= 10 else {}
-    groups = {
-        name: which.nonzero().flatten()
-        for name, which in (members or {"test images": images.new_ones(len(images))}).items()
-    }
-    groups = {
-        name: index[torch.linspace(0, len(index) - 1, min(shown, len(index))).long()] for name, index in groups.items()
-    }
-    groups["those that came back worst"] = cases["mse"].argsort(descending=True)[:shown]
-    titles = {}
-    for name, index in groups.items():
-        titles[f"{name}: {psnr_of(float(cases['mse'][index].mean())):.1f} dB in these"] = (images[index], found[index])
-    return titles
+def shown_of(members: dict[str, Tensor], mse: Tensor, shown: int) -> dict[str, Tensor]:
+    """The places of the images in the figure: of each class, or of all where there are many, and those lost most."""
+    if not 0 < len(members) <= 10:
+        members = {"test images": torch.ones(len(mse), dtype=torch.bool)}
+    groups = {}
+    for name, which in members.items():
+        index = which.nonzero().flatten()
+        groups[name] = index[torch.linspace(0, len(index) - 1, min(shown, len(index))).long()]
+    return groups | {"those that came back worst": mse.argsort(descending=True)[:shown]}
 
 
 def write_cases(path: Path, index: Tensor, labels: Tensor | None, cases: dict[str, Tensor]) -> None:

@@ -144,7 +144,7 @@ def check_parts(cfg: DictConfig, model: Model) -> None:
     idle = PARTS - model.parts
     for override in HydraConfig.get().overrides.task:
         group = re.split(r"[.=]", override.lstrip("+~"))[0]
-        if group in idle:
+        if group in idle and not override.endswith("=none"):
             raise UserError(f"{override}: this model has no {group}; leave it out")
     for group in idle:
         cfg[group] = None

@@ -11,6 +11,9 @@ from diffusion.callbacks.ema import EMA
 from diffusion.codecs import latent_statistics
 from diffusion.generative import evaluating
 
+MOST_VALUES = 1 << 20
+"""Pixel values that are encoded at once."""
+
 
 class LatentStatistics(pl.Callback):
     """Puts mean and standard deviation of each latent channel, float32 (C,), into every checkpoint, under "latents".
@@ -34,7 +37,8 @@ class LatentStatistics(pl.Callback):
     def _measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
         split, network = trainer.datamodule.split("train"), pl_module.network
         chosen = torch.linspace(0, len(split) - 1, min(self.limit, len(split))).long()
+        size = max(1, min(self.batch_size, MOST_VALUES // split.images[0].numel()))  # volumes few at a time
         with self.ema.applied(network), evaluating(network):
-            batches = (split[indices]["image"].to(pl_module.device) for indices in chosen.split(self.batch_size))
+            batches = (split[indices]["image"].to(pl_module.device) for indices in chosen.split(size))
             mean, std = latent_statistics(network, batches)
         return {"mean": mean.float().cpu(), "std": std.float().cpu(), "images": len(chosen)}

@@ -32,7 +32,9 @@ class Reconstructions(pl.Callback):
             or (trainer.global_step % self.every_n_steps and not trainer.should_stop)
         ):
             return
-        images = batch["image"][: self.n]
+        split = trainer.datamodule.split("val")
+        chosen = torch.linspace(0, len(split) - 1, min(self.n, len(split))).long()
+        images = split[chosen]["image"].to(pl_module.device)
         found = pl_module.network(images, None).images.float()
         self.folder.mkdir(exist_ok=True)
         path = self.folder / f"step_{trainer.global_step:07d}.png"

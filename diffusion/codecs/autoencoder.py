@@ -21,14 +21,25 @@ class Autoencoder(Codec):
         network: has moments(images), draw(moments, rng), decode(z) and latent_shape(shape); frozen from here on.
         mean, std: (L,), of z over the training images; see `latent_statistics`.
         fingerprint: of the network with mean and std; see `fingerprint_of`.
+        shape: (C, *S) of the images that it learnt from, the only ones that it takes; None for any that fit.
+        trained_on: the fingerprint of the data that it learnt from.
 
     Raises UserError for a mean or std that is not finite, or a std that float32 cannot tell from 0 beside its mean.
     """
 
-    def __init__(self, network: nn.Module, mean: Tensor, std: Tensor, fingerprint: str):
+    def __init__(
+        self,
+        network: nn.Module,
+        mean: Tensor,
+        std: Tensor,
+        fingerprint: str,
+        shape: Sequence[int] | None = None,
+        trained_on: str | None = None,
+    ):
         super().__init__()
         _check_statistics(mean, std)
         self.frozen, self.fingerprint = Frozen(network), fingerprint
+        self.shape, self.trained_on = shape and tuple(shape), trained_on
         # They come from where the network comes from: a checkpoint need not keep them.
         self.register_buffer("mean", mean.detach().float().clone(), persistent=False)
         self.register_buffer("std", std.detach().float().clone(), persistent=False)
@@ -48,7 +59,13 @@ class Autoencoder(Codec):
             return self.frozen.network.decode(z).float()
 
     def latent_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
-        return tuple(self.frozen.network.latent_shape(shape))
+        latents = tuple(self.frozen.network.latent_shape(shape))
+        if self.shape not in (None, tuple(shape)):
+            raise UserError(
+                f"images of {'x'.join(map(str, shape[1:]))} do not match the autoencoder, which learnt from "
+                f"{'x'.join(map(str, self.shape[1:]))}: train one on such images"
+            )
+        return latents
 
 
 def latent_statistics(network: nn.Module, batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:

@@ -17,9 +17,11 @@ class Codec(nn.Module, ABC):
 
     fingerprint: changes with whatever changes the moments or the latents, fit for a file's name; None where there is
         nothing to check, because the codec changes nothing.
+    trained_on: the fingerprint of the data that it learnt from, where that is known.
     """
 
     fingerprint: str | None = None
+    trained_on: str | None = None
 
     @abstractmethod
     def moments(self, images: Tensor) -> Tensor:

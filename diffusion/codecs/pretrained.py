@@ -97,9 +97,7 @@ def _load(path: str, subfolder: str | None) -> nn.Module:
     try:
         from diffusers import AutoencoderKL
     except ImportError as error:
-        raise UserError(
-            f'the autoencoder {path} needs the diffusers library: pip install "med-diffusion[diffusers]"'
-        ) from error
+        raise UserError(f'the autoencoder {path} needs the diffusers library: pip install "diffusers>=0.35"') from error
     folder = Path(path).expanduser()
     if folder.is_dir():
         if subfolder is None and not (folder / "config.json").is_file() and (folder / "vae").is_dir():

@@ -46,16 +46,21 @@ class DomainClassifier(Classifier):
 
 
 def domain_classifier(
-    datamodule: pl.LightningDataModule, cache: Path, device: torch.device | str = "cpu", steps: int = STEPS
+    datamodule: pl.LightningDataModule,
+    cache: Path,
+    device: torch.device | str = "cpu",
+    steps: int = STEPS,
+    purpose: str = "judge",
 ) -> DomainClassifier:
     """The classifier of the data module's classes, on `device`, in evaluation mode and frozen.
 
-    It is trained the first time and kept as cache/classifier_FINGERPRINT.safetensors. Batches are 64 images (16
-    volumes), shifted by up to a fourteenth of each side, with cross-entropy (one logistic loss a class where several
-    hold at once) and AdamW on one cycle of learning rates (Smith and Topin 2019). It depends on the training split and
-    `steps` alone, not on a run's seed, so that its figures compare between runs; the global random state stays as it
-    was. 600 steps take about a minute for 28 x 28 pixels on two processor cores, and six for
-    28 x 28 x 28.
+    It is trained the first time and kept as cache/classifier_PURPOSE_FINGERPRINT.safetensors. Classifiers for different
+    purposes are different draws of the same recipe: what was trained to please one is judged by another. Batches are
+    64 images (16 volumes), shifted by up to a fourteenth of each side, with cross-entropy (one logistic loss a class
+    where several hold at once) and AdamW on one cycle of learning rates (Smith and Topin 2019). It depends on the
+    training split, `steps` and `purpose` alone, not on a run's seed, so that its figures compare between runs; the
+    global random state stays as it was. 600 steps take about a minute for 28 x 28 pixels on two processor cores, and
+    six for 28 x 28 x 28.
 
     A file that is damaged, or was made otherwise, is replaced with a warning. Raises UserError for data without labels.
     """
@@ -65,13 +70,13 @@ def domain_classifier(
             f"{datamodule.source} has no labels: the domain classifier cannot be trained; choose perceptual=none, or "
             "data with labels"
         )
-    path = Path(cache) / f"classifier_{datamodule.fingerprint()}.safetensors"
+    path = Path(cache) / f"classifier_{purpose}_{datamodule.fingerprint()}.safetensors"
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of("domain classifier", "weights"))
+        torch.manual_seed(seed_of("domain classifier", purpose, "weights"))
         classifier = DomainClassifier(spec)
     recipe = f"version {VERSION}, {steps} steps"
     if not _read(path, classifier, recipe):
-        _train(classifier.to(device), datamodule, steps, path)
+        _train(classifier.to(device), datamodule, steps, purpose, path)
         classifier.eval()
         for name in ("val", "test"):
             split = datamodule.split(name)
@@ -113,7 +118,9 @@ def shifted(images: Tensor, offsets: Tensor) -> Tensor:
 
 
 @torch.enable_grad()
-def _train(classifier: DomainClassifier, datamodule: pl.LightningDataModule, steps: int, path: Path) -> None:
+def _train(
+    classifier: DomainClassifier, datamodule: pl.LightningDataModule, steps: int, purpose: str, path: Path
+) -> None:
     split, shape = datamodule.split("train"), datamodule.spec.shape
     device = next(classifier.parameters()).device
     log.info("training a classifier of %s on %s, once; kept as %s", datamodule.source, device, path)
@@ -121,7 +128,7 @@ def _train(classifier: DomainClassifier, datamodule: pl.LightningDataModule, ste
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
     loss_of = F.binary_cross_entropy_with_logits if datamodule.spec.multi_label else F.cross_entropy
-    rng = generator("domain classifier", "batches")
+    rng = generator("domain classifier", purpose, "batches")
     for _ in _with_progress("training a classifier of the data", range(steps)):
         batch = split[torch.randint(len(split), (batch_size,), generator=rng)]
         reach = [side // 14 for side in shape[1:]]

@@ -24,13 +24,13 @@ class ClassifierDistance(nn.Module):
     """sum_l mean_p |u_l(a)_p - u_l(b)_p|^2 / L, u_l the features of level l of L, of unit length at each position p.
 
     Eq. 1 of Zhang et al. 2018 without learned weights, and the mean over levels for their sum: in [0, 4]. The features
-    are those of the domain classifier, which is trained here unless the cache holds it. Raises UserError for data
-    without labels.
+    are those of a domain classifier of its own, not the one that judges reconstructions; it is trained here unless the
+    cache holds it. Raises UserError for data without labels.
     """
 
     def __init__(self, datamodule: pl.LightningDataModule, cache: Path, device: torch.device | str = "cpu"):
         super().__init__()
-        self.classifier = domain_classifier(datamodule, cache, device)
+        self.classifier = domain_classifier(datamodule, cache, device, purpose="perceptual")
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """Images a and b (B, C, *S) float32 in [-1, 1] -> distances (B,); the gradient goes to b alone."""

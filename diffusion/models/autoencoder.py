@@ -35,26 +35,43 @@ class Autoencoder(Model):
     def __init__(self, config: DictConfig, network: Callable[..., nn.Module], loss: ReconstructionLoss):
         super().__init__(config)
         self.make_network, self.loss = network, loss
+        self._distance: nn.Module | None = None
 
     def network(self, spec: DataSpec) -> nn.Module:
         """The network with its initial weights. Raises UserError where it does not fit the data."""
         torch.manual_seed(seed_of(self.config.seed, "weights"))
-        network = self.make_network(in_channels=spec.shape[0], size=list(spec.shape[1:]))
-        network.latent_shape(spec.shape)
-        return network
+        return self.make_network(in_channels=spec.shape[0], size=list(spec.shape[1:]))
+
+    def perceptual(self, datamodule: pl.LightningDataModule) -> nn.Module | None:
+        """The network of the perceptual loss, made once."""
+        if not self.config.perceptual:
+            return None
+        if self._distance is None:
+            self._distance = factory(self.config.perceptual)(
+                datamodule=datamodule, cache=self.cache, device=self.device
+            )
+        return self._distance
+
+    def facts(self, datamodule: pl.LightningDataModule) -> dict[str, Any]:
+        """The fingerprint of the perceptual loss's network: a run that goes on must go on with the same loss."""
+        distance = self.perceptual(datamodule)
+        return {"data.perceptual_fingerprint": distance and codecs.fingerprint_of(distance.state_dict())}
 
     def module(self, datamodule: pl.LightningDataModule) -> AutoencoderModule:
         spec, config = datamodule.spec, self.config
-        network, discriminator, perceptual = self.network(spec), None, None
+        network, discriminator = self.network(spec), None
         if config.discriminator:
+            if config.accelerator.devices != 1 and config.accelerator.strategy in ("auto", "ddp"):
+                raise UserError(
+                    "the discriminator has no gradient before model.loss.adversarial_start: on several devices use "
+                    "accelerator.strategy=ddp_find_unused_parameters_true"
+                )
             discriminator = factory(config.discriminator)(in_channels=spec.shape[0], size=list(spec.shape[1:]))
-        if config.perceptual:
-            perceptual = factory(config.perceptual)(datamodule=datamodule, cache=self.cache, device=self.device)
         return AutoencoderModule(
             network=network,
             loss=self.loss,
             optimizer=factory(config.optimizer),
-            perceptual=perceptual,
+            perceptual=self.perceptual(datamodule),
             discriminator=discriminator,
             seed=config.seed,
         )
@@ -70,10 +87,10 @@ class Autoencoder(Model):
         if "latents" not in content:
             raise UserError(
                 "the autoencoder's checkpoint holds no mean and standard deviation of its latents: "
-                "train it with the command that made it"
+                "go on with it, with a larger trainer.max_steps or trainer.max_time"
             )
         network = self.network(spec)
         network.load_state_dict(content["ema"])
         mean, std = content["latents"]["mean"], content["latents"]["std"]
         fingerprint = codecs.fingerprint_of({**content["ema"], "latents.mean": mean, "latents.std": std})
-        return codecs.Autoencoder(network, mean, std, fingerprint)
+        return codecs.Autoencoder(network, mean, std, fingerprint, spec.shape, self.config.data.fingerprint)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
 from datamodules.batch import DataSpec
 from diffusion.callbacks import EMA
@@ -86,8 +87,11 @@ class Model(ABC):
     @property
     def device(self) -> torch.device:
         """Where to compute before the Trainer is there."""
-        wanted = self.config.accelerator.accelerator in ("auto", "gpu", "cuda")
-        return torch.device("cuda" if wanted and torch.cuda.is_available() else "cpu")
+        config = self.config.accelerator
+        if config.accelerator not in ("auto", "gpu", "cuda") or not torch.cuda.is_available():
+            return torch.device("cpu")
+        first = config.devices[0] if isinstance(config.devices, ListConfig) else 0
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", first)))
 
 
 def factory(node: DictConfig) -> Callable[..., Any]:

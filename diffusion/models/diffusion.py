@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +22,8 @@ from diffusion.generative import GenerativeModel
 from diffusion.models.base import Model, factory
 from diffusion.modules import DiffusionModule
 from diffusion.random import seed_of
+
+log = logging.getLogger(__name__)
 
 
 class Diffusion(Model):
@@ -77,7 +80,12 @@ class Diffusion(Model):
                 "augmentation changes pixels, and the latents are encoded once, before it could: use augmentation=none"
             )
         self.codec.for_images(datamodule.spec.shape)
-        return datamodule.encoded(self.codec.to(self.device), self.cache, self.device)
+        if self.codec.trained_on not in (None, datamodule.fingerprint()):
+            log.warning("the autoencoder learnt from other data than %s: look at what it loses", datamodule.source)
+        latents = datamodule.encoded(self.codec.to(self.device), self.cache, self.device)
+        # Now, because later the Trainer has the codec where it wants it.
+        latents.setup()
+        return latents
 
     def facts(self, datamodule: pl.LightningDataModule) -> dict[str, Any]:
         """The codec's fingerprint; and no guidance where the network is told no labels to guide by."""

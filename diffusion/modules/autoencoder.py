@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from diffusion.modules.places import places
 from diffusion.networks import Frozen
 from diffusion.objectives import ReconstructionLoss, adaptive_weight, hinge_discriminator, hinge_generator
-from diffusion.random import normal_block, seed_of
+from diffusion.random import normal_block
 
 
 class AutoencoderModule(pl.LightningModule):
@@ -65,8 +65,6 @@ class AutoencoderModule(pl.LightningModule):
         images = batch["image"]
         first, _ = places(self, batch_idx, len(images))
         key = (self.seed, "train", self.global_step)
-        # Dropout layers know only the global generator.
-        torch.manual_seed(seed_of(*key, "dropout", first))
         found = self.network(
             images, lambda shape: normal_block((*key, "posterior"), first, len(images), shape, images.device)
         )
@@ -75,7 +73,7 @@ class AutoencoderModule(pl.LightningModule):
         if self.discriminator and self.global_step >= self.loss.adversarial_start:
             constant = {name: p.detach() for name, p in self.discriminator.named_parameters()}
             fooled = hinge_generator(torch.func.functional_call(self.discriminator, constant, (found.images,)))
-            weight = adaptive_weight(loss - self.loss.penalty * terms["penalty"], fooled, self.network.last_layer)
+            weight = adaptive_weight(loss, fooled, self.network.last_layer)
             told = hinge_discriminator(self.discriminator(images), self.discriminator(found.images.detach()))
             total = loss + self.loss.adversarial * weight * fooled + told
             terms |= {"generator": fooled, "discriminator": told, "adaptive_weight": weight}

@@ -24,7 +24,7 @@ class ReconstructionLoss:
 
     power: float = 2.0
     penalty: float = 1e-5
-    perceptual: float = 0.1
+    perceptual: float = 3e-3
     adversarial: float = 0.1
     adversarial_start: int = 1000
 

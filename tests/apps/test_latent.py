@@ -3,12 +3,15 @@
 import json
 import shutil
 import signal
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
+from datamodules.split import SPLITS
 from diffusion.callbacks.metrics_csv import read_columns, read_rows
+from diffusion.metrics import domain_classifier
 from diffusion.runs import Run, autoencoder_codec
 from tests.commands import diffusion, refusal, train_py
 from tests.training import AUTOENCODER, SMALL, assert_same_run, run_training, start_training
@@ -73,7 +76,7 @@ def test_the_latents_are_encoded_once(runs_dir, latent, autoencoder, monkeypatch
 
     monkeypatch.setattr(Autoencoder, "moments", lambda *_: pytest.fail("encoded again"))
     run_training(runs_dir, *STEPS, f"codec.run={autoencoder}", "run_id=second", base=LATENT)
-    assert len(list((runs_dir / ".cache").glob("latents_*_train.safetensors"))) == 1
+    assert len(list((runs_dir / ".cache").glob("latents*_train.safetensors"))) == 1
 
 
 def test_a_vector_quantiser_is_a_first_stage_too(tmp_path):
@@ -145,6 +148,44 @@ def test_a_pretrained_autoencoder_is_a_codec_for_grey_images(tmp_path):
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["codec"]["latent_shape"] == [4, 4, 4]
 
 
+@pytest.fixture
+def volumes(tmp_path):
+    """Balls of two sizes in 8 x 8 x 8 voxels, in MedMNIST's layout."""
+    axis = np.arange(8) - 3.5
+    radius = np.sqrt(axis[:, None, None] ** 2 + axis[:, None] ** 2 + axis**2)
+    arrays = {}
+    for split in ("train", "val", "test"):
+        labels = np.arange(12) % 2
+        arrays[f"{split}_images"] = np.stack([255 * (radius < 2 + k) for k in labels]).astype(np.uint8)
+        arrays[f"{split}_labels"] = labels[:, None]
+    np.savez(tmp_path / "volumes.npz", **arrays)
+    return ["dataset=npz", f"dataset.path={tmp_path / 'volumes.npz'}", "batch_size=4"]
+
+
+def test_volumes_go_all_the_way(volumes, tmp_path):
+    autoencoder = run_training(tmp_path, *STEPS, *volumes, base=AUTOENCODER)
+    latent = run_training(tmp_path, *STEPS, *volumes, f"codec.run={autoencoder}", base=LATENT)
+    diffusion("sample", f"run={latent}", "n=2", "device=cpu")
+    assert np.load(latent / "sample" / "samples.npz")["images"].shape == (2, 8, 8, 8, 1)
+    diffusion("reconstruct", f"run={autoencoder}", "classifier=false")
+    assert json.loads((autoencoder / "reconstruct" / "metrics.json").read_text())["compression"] == 16.0
+
+
+def test_a_perceptual_loss_is_trained_once_and_held_to_its_fingerprint(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr("diffusion.metrics.perceptual.domain_classifier", partial(domain_classifier, steps=3))
+    plan = [*STEPS, "perceptual=classifier"]
+    run = run_training(tmp_path, *plan, base=AUTOENCODER)
+    assert float(read_rows(run / "metrics.csv")[0]["train/perceptual"]) > 0
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert not any("perceptual" in name for name in checkpoint["state_dict"])
+    assert len(list((tmp_path / ".cache").glob("classifier_perceptual_*"))) == 1
+    monkeypatch.setattr("diffusion.metrics.perceptual.domain_classifier", partial(domain_classifier, steps=4))
+    line = refusal(
+        capfd, train_py, *AUTOENCODER, *plan, f"runs_dir={tmp_path}", "run_id=run", "trainer.max_steps=8"
+    ).splitlines()[-1]
+    assert "data.perceptual_fingerprint" in line
+
+
 def test_reconstruct_says_what_compression_lost(autoencoder, tmp_path):
     diffusion("reconstruct", f"run={autoencoder}", f"out={tmp_path}", "n=100", "device=cpu", "classifier=false")
     found = json.loads((tmp_path / "metrics.json").read_text())
@@ -183,6 +224,9 @@ def test_codecs_that_do_not_fit_are_refused(capfd, tmp_path, autoencoder, latent
     assert "is not the run of an autoencoder" in refused(capfd, where, f"codec.run={latent}")
     assert "codec.run=nowhere does not exist" in refused(capfd, where, "codec.run=nowhere")
     assert "3 channels" in refused(capfd, where, f"codec.run={autoencoder}", "dataset=tissue")
+    np.savez(tmp_path / "large.npz", **{f"{s}_images": np.eye(12, dtype=np.uint8)[None].repeat(4, 0) for s in SPLITS})
+    large = refused(capfd, where, f"codec.run={autoencoder}", "dataset=npz", f"dataset.path={tmp_path}/large.npz")
+    assert "images of 12x12 do not match the autoencoder, which learnt from 8x8" in large
     assert "augmentation=none" in refused(capfd, where, f"codec.run={autoencoder}", "augmentation=affine")
     assert not any(tmp_path.glob("*/*/config.yaml"))
 
@@ -200,6 +244,10 @@ def test_an_autoencoder_is_not_sampled_and_pixels_are_not_reconstructed(capfd, a
     pixel = run_training(tmp_path, "trainer.max_steps=1")
     assert "pixel space" in refusal(capfd, diffusion, "reconstruct", f"run={pixel}")
     assert "reconstruct needs run=RUN_DIR" in refusal(capfd, diffusion, "reconstruct")
+    assert "compresses nothing" in refusal(capfd, diffusion, "reconstruct", "codec=identity", "dataset=digits")
+    assert "codec.path=" in refusal(capfd, diffusion, "reconstruct", "codec=diffusers", "dataset=digits")
+    assert "n=many: give a whole number" in refusal(capfd, diffusion, "reconstruct", f"run={autoencoder}", "n=many")
+    assert "leave codec out" in refusal(capfd, diffusion, "reconstruct", f"run={autoencoder}", "codec=diffusers")
 
 
 @pytest.fixture
@@ -239,6 +287,14 @@ def test_latents_that_are_not_finite_are_refused(capfd, copies, tmp_path):
     rewrite(copy, lambda content: content["ema"]["encoder.output.bias"].fill_(float("nan")))
     line = refused(capfd, f"runs_dir={tmp_path}", f"codec.run={copy}")
     assert "NaN or infinity" in line
+
+
+def test_an_autoencoder_of_other_data_is_used_with_a_warning(autoencoder, tmp_path, caplog):
+    images = np.random.default_rng(0).integers(0, 256, (20, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "other.npz", **{f"{split}_images": images for split in SPLITS})
+    other = ["dataset=npz", f"dataset.path={tmp_path / 'other.npz'}"]
+    run_training(tmp_path, *STEPS, *other, f"codec.run={autoencoder}", base=LATENT)
+    assert "learnt from other data" in caplog.text
 
 
 def test_an_unfinished_autoencoder_is_used_with_a_warning(autoencoder, caplog, tmp_path):

@@ -164,4 +164,4 @@ def test_what_cannot_be_loaded_is_named_in_one_line(folder, tmp_path, monkeypatc
 
 def test_a_missing_library_is_named_with_its_cure(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)
-    assert 'pip install "med-diffusion[diffusers]"' in refusal(str(folder))
+    assert 'pip install "diffusers>=0.35"' in refusal(str(folder))

@@ -1,5 +1,6 @@
 """Distances of features against their definitions."""
 
+from functools import partial
 from types import SimpleNamespace
 from urllib.error import URLError
 
@@ -19,9 +20,8 @@ from diffusion.metrics.perceptual import unit
 def distance(tmp_path_factory):
     cache, data = tmp_path_factory.mktemp("cache"), Digits()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            "diffusion.metrics.perceptual.domain_classifier", lambda *given: domain_classifier(*given, steps=5)
-        )
+        few = partial(domain_classifier, steps=5)
+        patch.setattr("diffusion.metrics.perceptual.domain_classifier", few)
         return ClassifierDistance(data, cache)
 
 
