@@ -55,7 +55,8 @@ class Autoencoder(Model):
     def facts(self, datamodule: pl.LightningDataModule) -> dict[str, Any]:
         """The fingerprint of the perceptual loss's network: a run that goes on must go on with the same loss."""
         distance = self.perceptual(datamodule)
-        return {"data.perceptual_fingerprint": distance and codecs.fingerprint_of(distance.state_dict())}
+        fingerprint = None if distance is None else codecs.fingerprint_of(distance.state_dict())
+        return {"data.perceptual_fingerprint": fingerprint}
 
     def module(self, datamodule: pl.LightningDataModule) -> AutoencoderModule:
         spec, config = datamodule.spec, self.config
