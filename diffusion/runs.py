@@ -142,7 +142,8 @@ class Run:
         step, elapsed = self.position()
         if not Budget.of(self.config.trainer).reached(step, elapsed):
             log.warning(
-                "run %s is not finished: its weights of step %d are used as they are; once it goes on, they are others",
+                "run %s is not finished: its weights of step %d are used as they are. If it is trained on, what is "
+                "built on them can no longer be used: copy it first",
                 self.directory,
                 step,
             )

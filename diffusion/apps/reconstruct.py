@@ -74,12 +74,16 @@ def main(config: DictConfig) -> None:
         before, after = (predictions(classifier, x, spec.multi_label, config.batch_size) for x in (test.images, found))
         cases["agreement"] = same(before, after)
         right = {"originals": same(before, test.labels), "reconstructions": same(after, test.labels)}
+        warn_of_a_poor_judge(float(right["originals"].mean()), test.labels)
         judged["classifier_accuracy"] = {name: summary(values, config.seed) for name, values in right.items()}
         features = [embeddings(classifier, images, config.batch_size) for images in (test.images, found)]
         if len(test) > features[0].shape[1]:
             judged["frechet_distance"] = frechet_distance(*features)
         else:
             omitted["frechet_distance"] = f"it takes more images than features, {features[0].shape[1]}"
+    for name, values in cases.items():
+        if count := int((~values.isfinite()).sum()):
+            omitted[name] = f"in {count} images, of which it is infinite"
     members = members_of(test.labels, spec)
     latent_shape = codec.latent_shape(spec.shape)
     metrics = {
@@ -125,6 +129,14 @@ def codec_of(run: Run | None, config: DictConfig) -> Codec:
     if codec.fingerprint is None:
         raise UserError("codec=identity compresses nothing: give codec=diffusers codec.path=PATH, or run=RUN_DIR")
     return codec
+
+
+def warn_of_a_poor_judge(accuracy: float, labels: Tensor) -> None:
+    """A warning if a classifier is no better than one that names the most frequent class each time."""
+    if labels.ndim == 1 and accuracy <= (guess := float(labels.bincount().max()) / len(labels)):
+        log.warning(
+            "the classifier is right on %.3f of the originals, a guess on %.3f: it can judge nothing", accuracy, guess
+        )
 
 
 def same(a: Tensor, b: Tensor) -> Tensor:
@@ -179,5 +191,9 @@ def report(metrics: dict[str, Any], cases: dict[str, Tensor]) -> None:
         found = metrics[name]
         if found["mean"] is not None:
             log.info("%12s  %.4g  (%.4g to %.4g)", name, found["mean"], found["low"], found["high"])
+    for name, found in metrics.get("classifier_accuracy", {}).items():
+        log.info("%12s  %.4g  of the %s are classified right", "", found["mean"], name)
+    if "frechet_distance" in metrics:
+        log.info("%12s  %.4g", "frechet", metrics["frechet_distance"])
     for name, reason in metrics["left_out"].items():
         log.info("%12s  left out: %s", name, reason)

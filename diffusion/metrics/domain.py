@@ -26,7 +26,8 @@ log = logging.getLogger(__name__)
 
 VERSION = 1
 """To be raised with every change of the training: files of another version are not used."""
-STEPS = 600
+STEPS = {2: 600, 3: 200}
+"""By the number of axes: a step on volumes costs ten times as much."""
 LEARNING_RATE = 2e-3
 WEIGHT_DECAY = 0.05
 PATIENCE = 2.0
@@ -49,7 +50,7 @@ def domain_classifier(
     datamodule: pl.LightningDataModule,
     cache: Path,
     device: torch.device | str = "cpu",
-    steps: int = STEPS,
+    steps: int | None = None,
     purpose: str = "judge",
 ) -> DomainClassifier:
     """The classifier of the data module's classes, on `device`, in evaluation mode and frozen.
@@ -59,8 +60,8 @@ def domain_classifier(
     64 images (16 volumes), shifted by up to a fourteenth of each side, with cross-entropy (one logistic loss a class
     where several hold at once) and AdamW on one cycle of learning rates (Smith and Topin 2019). It depends on the
     training split, `steps` and `purpose` alone, not on a run's seed, so that its figures compare between runs; the
-    global random state stays as it was. 600 steps take about a minute for 28 x 28 pixels on two processor cores, and
-    six for 28 x 28 x 28.
+    global random state stays as it was. `STEPS` are about a minute for 28 x 28 pixels on two processor cores, and two
+    for 28 x 28 x 28.
 
     A file that is damaged, or was made otherwise, is replaced with a warning. Raises UserError for data without labels.
     """
@@ -70,6 +71,7 @@ def domain_classifier(
             f"{datamodule.source} has no labels: the domain classifier cannot be trained; choose perceptual=none, or "
             "data with labels"
         )
+    steps = steps or STEPS[len(spec.shape) - 1]
     path = Path(cache) / f"classifier_{purpose}_{datamodule.fingerprint()}.safetensors"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of("domain classifier", purpose, "weights"))

@@ -62,8 +62,8 @@ class Diffusion(Model):
         began = self.config.data.codec_fingerprint if self.config.get("data") else codec.fingerprint
         if codec.fingerprint != began:
             raise UserError(
-                f"the autoencoder of this run has changed since it began (fingerprint {began}, now "
-                f"{codec.fingerprint}): put the old one back, or begin another run_id"
+                f"the codec is not the one with which this run began (fingerprint {began}, now {codec.fingerprint}): "
+                "its autoencoder has changed since, as by training it further, or is another; give the old one"
             )
         return codec
 

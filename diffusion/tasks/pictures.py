@@ -85,7 +85,8 @@ def save_comparison(blocks: Mapping[str, tuple[Tensor, Tensor]], path: Path, gai
         axes.set_title(title, fontsize=9, loc="left")
         axes.set_xticks([])
         axes.set_yticks(
-            [height * (row + 0.5) / 3 for row in range(3)], ["original", "decoded", f"difference x {gain:g}"]
+            [height * (row + 0.5) / 3 for row in range(3)],
+            ["original", "decoded", f"difference x {gain:g}\n(grey: none)"],
         )
         axes.tick_params(left=False)
         axes.spines[:].set_visible(False)

@@ -269,7 +269,9 @@ def test_a_changed_autoencoder_is_refused(capfd, copies, runs_dir):
     moved = f"codec.run={copy}"
     diffusion("sample", f"run={latent}", "n=1", moved, "overwrite=true")  # it has moved, but is the same
     rewrite(copy, lambda content: next(iter(content["ema"].values())).view(-1)[0].add_(1e-3))
-    assert "has changed since it began" in refusal(capfd, diffusion, "sample", f"run={latent}", moved, "overwrite=true")
+    assert "is not the one with which this run began" in refusal(
+        capfd, diffusion, "sample", f"run={latent}", moved, "overwrite=true"
+    )
     line = refused(capfd, f"runs_dir={runs_dir}", "run_id=run", moved, "trainer.max_steps=8")
     assert "data.codec_fingerprint" in line
 
