@@ -32,7 +32,7 @@ def test_help_is_quick_and_lists_what_there_is(tmp_path):
             break
     assert done.returncode == 0
     assert "python train.py experiment=NAME" in done.stdout
-    for words in ("experiment: bloodmnist_pixel, breastmnist_pixel", "sampler: ddim", "max_steps", "run_id"):
+    for words in ("bloodmnist_latent, bloodmnist_pixel", "sampler: ddim", "max_steps", "run_id"):
         assert words in done.stdout
     imported = {line.rpartition("|")[2].strip().split(".")[0] for line in done.stderr.splitlines()}
     assert "hydra" in imported
