@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion.errors import UserError
 from diffusion.files import remove_temporaries, replace_file
+from diffusion.models import another_codec
 from diffusion.runs import Run, differences
 
 LOCK, LOG = ".lock", "train.log"
@@ -71,6 +72,9 @@ def find_run(directory: Path, cfg: DictConfig) -> Run | None:
     changed = differences(run.config, cfg)
     if changed and not run.checkpoints.exists():
         return None  # nothing was trained yet: it may begin anew
+    began, now = run.config.data.codec_fingerprint, cfg.data.codec_fingerprint
+    if began != now:
+        raise UserError(f"run {directory}: {another_codec(began, now)}")
     if changed:
         raise UserError(
             f"run {directory} was made with another config ({'; '.join(changed)}): use the same one, or another run_id"

@@ -7,17 +7,17 @@ from pathlib import Path
 import pytorch_lightning as pl
 import torch
 
-from diffusion.tasks.pictures import comparison, save_grid
+from diffusion.tasks.pictures import save_comparison
 from diffusion.tasks.sample import check_positive, to_uint8
 
 
 class Reconstructions(pl.Callback):
     """After a validation, at most every `every_n_steps` and at the end: n validation images and what became of them.
 
-    Writes samples/step_N.png: in turn a row of originals, of reconstructions and of differences; W&B gets it too.
+    Writes samples/step_N.png, rows of originals, reconstructions and differences; W&B gets it too.
     """
 
-    def __init__(self, folder: Path, n: int = 20, every_n_steps: int = 1000):
+    def __init__(self, folder: Path, n: int = 10, every_n_steps: int = 1000):
         check_positive(**{"callbacks.reconstructions.n": n, "callbacks.reconstructions.every_n_steps": every_n_steps})
         self.folder, self.n, self.every_n_steps = folder, n, every_n_steps
 
@@ -38,8 +38,8 @@ class Reconstructions(pl.Callback):
         found = pl_module.network(images, None).images.float()
         self.folder.mkdir(exist_ok=True)
         path = self.folder / f"step_{trainer.global_step:07d}.png"
-        columns = min(10, len(images))
-        save_grid(comparison(to_uint8(images).cpu(), to_uint8(found).cpu(), columns), path, columns)
+        title = f"validation images, step {trainer.global_step}"
+        save_comparison({title: (to_uint8(images).cpu(), to_uint8(found).cpu())}, path)
         for logger in trainer.loggers:
             if hasattr(logger, "log_image"):
                 logger.log_image(key="samples/reconstructions", images=[str(path)], step=trainer.global_step)

@@ -2,6 +2,6 @@
 
 from diffusion.models.autoencoder import Autoencoder
 from diffusion.models.base import PARTS, Model, factory
-from diffusion.models.diffusion import Diffusion
+from diffusion.models.diffusion import Diffusion, another_codec
 
-__all__ = ["PARTS", "Autoencoder", "Diffusion", "Model", "factory"]
+__all__ = ["PARTS", "Autoencoder", "Diffusion", "Model", "another_codec", "factory"]

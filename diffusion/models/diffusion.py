@@ -61,10 +61,7 @@ class Diffusion(Model):
         codec = instantiate(self.config.codec)
         began = self.config.data.codec_fingerprint if self.config.get("data") else codec.fingerprint
         if codec.fingerprint != began:
-            raise UserError(
-                f"the codec is not the one with which this run began (fingerprint {began}, now {codec.fingerprint}): "
-                "its autoencoder has changed since, as by training it further, or is another; give the old one"
-            )
+            raise UserError(another_codec(began, codec.fingerprint))
         return codec
 
     def classes(self, spec: DataSpec) -> int | None:
@@ -159,3 +156,11 @@ class Diffusion(Model):
         if self.codec.fingerprint is None:
             raise UserError("this run lives in pixel space: nothing is compressed, and nothing to reconstruct")
         return self.codec
+
+
+def another_codec(began: str | None, now: str | None) -> str:
+    """What to say when a run is to go on with another codec; both are fingerprints."""
+    return (
+        f"the codec is not the one with which this run began (fingerprint {began}, now {now}): its autoencoder has "
+        "changed since, as by training it further, or is another; give the old one, or begin another run_id"
+    )

@@ -75,7 +75,7 @@ def test_pictures_show_original_reconstruction_and_difference(tmp_path):
     batch = Digits().split("val")[torch.arange(12)]
     Reconstructions(tmp_path / "samples", n=12).on_validation_batch_end(trainer(), module, None, batch, 0)
     picture = Image.open(tmp_path / "samples" / "step_0000003.png")
-    assert picture.width > picture.height  # two blocks of three rows of ten
+    assert picture.width > 2 * picture.height  # three rows of twelve
 
 
 def test_pictures_that_cannot_be_are_refused(tmp_path):
