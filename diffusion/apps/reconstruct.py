@@ -31,7 +31,7 @@ from diffusion.metrics import (
 )
 from diffusion.runs import Run
 from diffusion.tasks.pictures import save_comparison
-from diffusion.tasks.reconstruct import reconstruct
+from diffusion.tasks.reconstruct import evenly_spaced, reconstruct
 from diffusion.tasks.sample import check_positive
 
 log = logging.getLogger("diffusion")
@@ -56,7 +56,7 @@ def main(config: DictConfig) -> None:
 
     start = time.perf_counter()
     test = datamodule.split("test")
-    chosen = torch.linspace(0, len(test) - 1, min(config.n or len(test), len(test))).round().long()
+    chosen = evenly_spaced(len(test), config.n or len(test))
     test = test.take(chosen)
     with progress() as bar:
         task = bar.add_task("reconstructing", total=len(test))
@@ -155,7 +155,7 @@ def finite(value: float) -> float | None:
 
 
 def members_of(labels: Tensor | None, spec: DataSpec) -> dict[str, Tensor]:
-    """Which images are of each class, bool (N,), by the class's number and name; an image of several is in each."""
+    """Which images are of each class, bool (N,), by the class's name; an image of several is in each."""
     if labels is None or spec.classes is None:
         return {}
     names = spec.class_names or [f"class {k}" for k in range(spec.classes)]
@@ -170,7 +170,7 @@ def shown_of(members: dict[str, Tensor], mse: Tensor, shown: int) -> dict[str, T
     groups = {}
     for name, which in members.items():
         index = which.nonzero().flatten()
-        groups[name] = index[torch.linspace(0, len(index) - 1, min(shown, len(index))).long()]
+        groups[name] = index[evenly_spaced(len(index), shown)]
     return groups | {"those that came back worst": mse.argsort(descending=True)[:shown]}
 
 

@@ -10,6 +10,7 @@ import torch
 from diffusion.callbacks.ema import EMA
 from diffusion.codecs import latent_statistics
 from diffusion.generative import evaluating
+from diffusion.tasks.reconstruct import evenly_spaced
 
 MOST_VALUES = 1 << 20
 """Pixel values that are encoded at once."""
@@ -36,7 +37,7 @@ class LatentStatistics(pl.Callback):
     @torch.no_grad()
     def _measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
         split, network = trainer.datamodule.split("train"), pl_module.network
-        chosen = torch.linspace(0, len(split) - 1, min(self.limit, len(split))).long()
+        chosen = evenly_spaced(len(split), self.limit)
         size = max(1, min(self.batch_size, MOST_VALUES // split.images[0].numel()))  # volumes few at a time
         with self.ema.applied(network), evaluating(network):
             batches = (split[indices]["image"].to(pl_module.device) for indices in chosen.split(size))

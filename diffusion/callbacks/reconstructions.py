@@ -8,6 +8,7 @@ import pytorch_lightning as pl
 import torch
 
 from diffusion.tasks.pictures import save_comparison
+from diffusion.tasks.reconstruct import evenly_spaced
 from diffusion.tasks.sample import check_positive, to_uint8
 
 
@@ -33,8 +34,7 @@ class Reconstructions(pl.Callback):
         ):
             return
         split = trainer.datamodule.split("val")
-        chosen = torch.linspace(0, len(split) - 1, min(self.n, len(split))).long()
-        images = split[chosen]["image"].to(pl_module.device)
+        images = split[evenly_spaced(len(split), self.n)]["image"].to(pl_module.device)
         found = pl_module.network(images, None).images.float()
         self.folder.mkdir(exist_ok=True)
         path = self.folder / f"step_{trainer.global_step:07d}.png"

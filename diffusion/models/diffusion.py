@@ -19,7 +19,7 @@ from diffusion.codecs import Codec
 from diffusion.denoiser import NetworkDenoiser
 from diffusion.errors import UserError
 from diffusion.generative import GenerativeModel
-from diffusion.models.base import Model, factory
+from diffusion.models.base import PARTS, Model, factory
 from diffusion.modules import DiffusionModule
 from diffusion.random import seed_of
 
@@ -35,10 +35,7 @@ class Diffusion(Model):
         label_dropout: share of samples trained without their condition, for guidance.
     """
 
-    parts = frozenset(
-        {"network", "scheduler", "parameterization", "objective", "augmentation"}
-        | {"sampler", "grid", "guidance", "codec"}
-    )
+    parts = PARTS - {"perceptual", "discriminator"}
     next_task = "sample"
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Send images through a codec and back."""
+"""Choose images, and send them through a codec and back."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ from torch import Tensor
 
 from diffusion.codecs import Codec
 from diffusion.tasks.sample import to_uint8
+
+
+def evenly_spaced(n: int, count: int) -> Tensor:
+    """The places, int64, of up to `count` of n images, from the first to the last at equal distances."""
+    return torch.linspace(0, n - 1, min(count, n)).round().long()
 
 
 def reconstruct(

@@ -4,7 +4,7 @@ from torch import nn
 
 from diffusion.codecs import Codec, Identity
 from diffusion.errors import UserError
-from diffusion.tasks.reconstruct import reconstruct
+from diffusion.tasks.reconstruct import evenly_spaced, reconstruct
 
 IMAGES = torch.randint(0, 256, (5, 2, 4, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
@@ -41,3 +41,9 @@ def test_what_is_not_finite_is_refused(monkeypatch):
     monkeypatch.setattr(Half, "decode", lambda self, latents: nn.functional.threshold(latents, 2.0, float("nan")))
     with pytest.raises(UserError, match="not finite"):
         reconstruct(Half(), IMAGES, 3)
+
+
+def test_places_are_spread_from_the_first_to_the_last():
+    assert evenly_spaced(10, 4).tolist() == [0, 3, 6, 9]
+    assert evenly_spaced(3, 10).tolist() == [0, 1, 2]
+    assert evenly_spaced(100_003, 100_003).tolist() == list(range(100_003))
