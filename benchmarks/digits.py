@@ -24,9 +24,12 @@ from datetime import datetime
 from pathlib import Path
 
 import numpy as np
-from machine import machine
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from diffusion.provenance import machine  # noqa: E402
+
 TARGETS = {
     "accuracy": (">=", 0.99),
     "distance_ratio": ("<=", 1.5),
@@ -44,7 +47,6 @@ class Judge:
         from sklearn.neighbors import NearestNeighbors
         from sklearn.neural_network import MLPClassifier
 
-        sys.path.insert(0, str(ROOT))
         from datamodules.digits import Digits
 
         data = Digits()

@@ -17,17 +17,17 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
+sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 from hydra.utils import instantiate  # noqa: E402
-from machine import machine  # noqa: E402
 
 from datamodules.batch import DataSpec  # noqa: E402
 from diffusion import codecs  # noqa: E402
 from diffusion.denoiser import NetworkDenoiser  # noqa: E402
 from diffusion.generative import GenerativeModel  # noqa: E402
 from diffusion.models import factory  # noqa: E402
+from diffusion.provenance import machine  # noqa: E402
 from tests.training import composed  # noqa: E402
 
 SPEC = DataSpec((3, 28, 28), 4)

@@ -22,14 +22,14 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
+sys.path.insert(0, str(ROOT))
 
 import pytorch_lightning as pl  # noqa: E402
 import torch  # noqa: E402
-from machine import machine  # noqa: E402
 
 from diffusion.apps import train as app  # noqa: E402
 from diffusion.denoiser import scale  # noqa: E402
+from diffusion.provenance import machine  # noqa: E402
 from tests.training import composed  # noqa: E402
 
 

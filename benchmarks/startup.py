@@ -17,9 +17,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from machine import machine
-
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from diffusion.provenance import machine  # noqa: E402
 
 
 def first_step(runs_dir: str, run_id: str, overrides: list[str]) -> float:

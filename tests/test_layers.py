@@ -12,17 +12,17 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 LEVELS = {
-    0: "schedulers parameterizations grids augmentations random errors files",
+    0: "schedulers parameterizations grids augmentations random errors files provenance",
     1: "denoiser codecs networks",
     2: "samplers guidance objectives generative",
-    3: "tasks metrics",
+    3: "tasks metrics extractors",
     4: "modules callbacks models runs",
     5: "apps __main__ train",
 }
 LEVEL = {unit: level for level, units in LEVELS.items() for unit in units.split()}
 TORCH_ONLY = 2
-EXTRAS = {("diffusion.codecs.pretrained", "diffusers")}
-"""Optional libraries down there, each with the one module that adapts it, and imports it inside a function."""
+EXTRAS = {("diffusion.codecs.pretrained", "diffusers"), ("diffusion.extractors.pretrained", "torchvision")}
+"""Libraries that may be absent or broken, each with the one module that adapts it, and imports it inside a function."""
 LIGHT = ["diffusion.apps.cli", "diffusion.apps.config", "diffusion.apps.tasks", "diffusion.errors"]
 
 Import = tuple[str, str]
@@ -66,7 +66,7 @@ def faults(texts: dict[str, str]) -> list[str]:
         level, above = LEVEL.get(unit, -1), LEVEL.get(other, -1)
         if name.startswith("."):
             found.append(f"{module} imports {name}: write the whole name")
-        if root == "torchvision":
+        if root == "torchvision" and (module, root) not in EXTRAS:
             found.append(f"{module} imports torchvision")
         if module.startswith("datamodules") and root in ("diffusion", "train"):
             found.append(f"{module} imports {name}: datamodules know nothing of the models")

@@ -54,6 +54,7 @@ class Config:
     codec: Any = MISSING
     perceptual: Any = None
     discriminator: Any = None
+    extractor: Any = MISSING
     dataset: Any = MISSING
     accelerator: Any = MISSING
     optimizer: Any = MISSING

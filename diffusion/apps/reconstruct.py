@@ -19,13 +19,11 @@ from datamodules.batch import DataSpec
 from diffusion.apps.output import best_device, output_folder, progress
 from diffusion.codecs import Codec
 from diffusion.errors import UserError
+from diffusion.extractors import domain_classifier, embeddings, predictions
 from diffusion.metrics import (
-    domain_classifier,
-    embeddings,
     frechet_distance,
     interval,
     left_out,
-    predictions,
     psnr_of,
     reconstruction_metrics,
 )
@@ -42,7 +40,7 @@ def main(config: DictConfig) -> None:
     if config.n is not None and type(config.n) is not int:
         raise UserError(f"n={config.n}: give a whole number, or leave it out for all images")
     check_positive(batch_size=config.batch_size, shown=config.shown, **({} if config.n is None else {"n": config.n}))
-    run = Run.open(config.run) if config.run else None
+    run = Run.open(config.run, checkpoint=config.checkpoint) if config.run else None
     codec = codec_of(run, config)
     datamodule = instantiate(config.dataset, seed=config.seed, batch_size=config.batch_size)
     datamodule.prepare_data()
@@ -147,7 +145,7 @@ def same(a: Tensor, b: Tensor) -> Tensor:
 def summary(values: Tensor, seed: int) -> dict[str, float | None]:
     """Mean with its 95% bootstrap interval; values that are infinite, as the PSNR of a perfect image, are left out."""
     found = interval(values[values.isfinite()].numpy(), seed=seed) if values.isfinite().any() else None
-    return {"mean": None, "low": None, "high": None} if found is None else found._asdict()
+    return {"value": None, "low": None, "high": None} if found is None else found._asdict()
 
 
 def finite(value: float) -> float | None:
@@ -189,10 +187,10 @@ def report(metrics: dict[str, Any], cases: dict[str, Tensor]) -> None:
     log.info("%d test images, compression %g", metrics["n"], metrics["compression"])
     for name in cases:
         found = metrics[name]
-        if found["mean"] is not None:
-            log.info("%12s  %.4g  (%.4g to %.4g)", name, found["mean"], found["low"], found["high"])
+        if found["value"] is not None:
+            log.info("%12s  %.4g  (%.4g to %.4g)", name, found["value"], found["low"], found["high"])
     for name, found in metrics.get("classifier_accuracy", {}).items():
-        log.info("%12s  %.4g  of the %s are classified right", "", found["mean"], name)
+        log.info("%12s  %.4g  of the %s are classified right", "", found["value"], name)
     if "frechet_distance" in metrics:
         log.info("%12s  %.4g", "frechet", metrics["frechet_distance"])
     for name, reason in metrics["left_out"].items():

@@ -1,7 +1,6 @@
 """Figures of merit: of reconstructions, of sets of images, and how sure they are."""
 
 from diffusion.metrics.bootstrap import Interval, interval
-from diffusion.metrics.domain import DomainClassifier, domain_classifier, embeddings, predictions
 from diffusion.metrics.frechet import frechet_distance
 from diffusion.metrics.perceptual import LPIPS, ClassifierDistance
 from diffusion.metrics.reconstruction import left_out, psnr_of, reconstruction_metrics
@@ -9,14 +8,10 @@ from diffusion.metrics.reconstruction import left_out, psnr_of, reconstruction_m
 __all__ = [
     "LPIPS",
     "ClassifierDistance",
-    "DomainClassifier",
     "Interval",
-    "domain_classifier",
-    "embeddings",
     "frechet_distance",
     "interval",
     "left_out",
-    "predictions",
     "psnr_of",
     "reconstruction_metrics",
 ]

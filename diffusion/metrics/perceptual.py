@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffusion.errors import UserError
-from diffusion.metrics.domain import domain_classifier
+from diffusion.extractors import domain_classifier
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from diffusion.errors import UserError
+from diffusion.metrics.similarity import WINDOW, ms_ssim, scales, ssim
 
-WINDOW = 11
-"""Side of the Gaussian window of SSIM, in pixels; its standard deviation is 1.5."""
-SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
-"""The weights of the scales, the finest first (Wang, Simoncelli and Bovik 2003, section 3.2)."""
 MOST_VALUES = 1 << 20
 """Values of a batch, or one image: some ten times as many are in memory at once."""
 
@@ -25,16 +20,9 @@ def reconstruction_metrics(originals: Tensor, reconstructions: Tensor) -> dict[s
 
     mse: mean((x - x')^2) on the scale [0, 1].
     psnr: -10 log10(mse) in dB; infinity for an exact reconstruction.
-    ssim: in [-1, 1], 1 for an exact reconstruction: Gaussian window of 11 pixels and sigma = 1.5, K = (0.01, 0.03),
-        mean over channels and all positions, with the image mirrored at its border (Wang et al. 2004, eq. 13).
-    ms_ssim: in [0, 1]: the product over scales of the contrast and structure terms, that of the coarsest scale times
-        the luminance, each to the power of its weight (Wang et al. 2003, eq. 7); a term below 0 counts as 0. Only as
-        many of the five scales as fit (see `scales`), their weights divided by their sum.
+    ssim, ms_ssim: structural similarity, see `similarity`; 1 for an exact reconstruction.
     sharpness: mean |grad x'| / mean |grad x|, grad the differences to the next pixel along each axis: 1 is as sharp as
         the original, less is blurred, more is noisy. Infinity where the original alone is flat, 1 where both are.
-
-    SSIM is scikit-image's, in float64: torchmetrics' gives the same, but its float32 is off by 0.002 where images are
-    flat and bright, and its float64 takes seconds for a volume.
 
     A metric that the images are too small for is left out, see `left_out`. Raises UserError for unequal shapes.
     """
@@ -67,12 +55,6 @@ def left_out(shape: Sequence[int]) -> dict[str, str]:
     return reasons
 
 
-def scales(shape: Sequence[int]) -> int:
-    """How many scales of SSIM images of shape (C, *S) have room for, 0 to 5: sides of 11, 22, 44, 88 and 176 pixels."""
-    side = min(shape[1:])
-    return sum(side >= WINDOW * 2**n for n in range(len(SCALES)))
-
-
 def _metrics(originals: Tensor, reconstructions: Tensor) -> dict[str, Tensor]:
     x, y = originals.cpu().double() / 255, reconstructions.cpu().double() / 255
     mse = (x - y).square().flatten(1).mean(1)
@@ -80,43 +62,10 @@ def _metrics(originals: Tensor, reconstructions: Tensor) -> dict[str, Tensor]:
     found = {"mse": mse, "psnr": 10 * mse.reciprocal().log10()}
     number = scales(originals.shape[1:])
     if number >= 1:
-        found["ssim"] = _of_each(_ssim, x, y)
+        found["ssim"] = ssim(x, y)
     if number >= 2:
-        found["ms_ssim"] = _ms_ssim(x, y, number)
+        found["ms_ssim"] = ms_ssim(x, y)
     return {**found, "sharpness": torch.where(before == after, 1.0, after / before)}
-
-
-def _of_each(metric: Callable[[np.ndarray, np.ndarray], float], x: Tensor, y: Tensor) -> Tensor:
-    return torch.tensor([metric(a, b) for a, b in zip(x.numpy(), y.numpy(), strict=True)], dtype=torch.float64)
-
-
-def _similarity(x: np.ndarray, y: np.ndarray, **options: float) -> float:
-    """SSIM of two images (C, *S), the mean over channels and the positions where the window fits."""
-    from skimage.metrics import structural_similarity
-
-    window = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
-    return float(structural_similarity(x, y, data_range=1.0, channel_axis=0, **window, **options))
-
-
-def _ssim(x: np.ndarray, y: np.ndarray) -> float:
-    border = [(0, 0)] + [(WINDOW // 2, WINDOW // 2)] * (x.ndim - 1)
-    return _similarity(np.pad(x, border, mode="reflect"), np.pad(y, border, mode="reflect"))
-
-
-def _contrast(x: np.ndarray, y: np.ndarray) -> float:
-    """The contrast and structure terms alone, where the window fits."""
-    # With a constant that is large beside the means, the luminance term is 1.
-    return _similarity(x, y, K1=1e6)
-
-
-def _ms_ssim(x: Tensor, y: Tensor, number: int) -> Tensor:
-    halved = {4: F.avg_pool2d, 5: F.avg_pool3d}[x.ndim]
-    product = torch.ones(len(x), dtype=torch.float64)
-    for scale, weight in enumerate(SCALES[:number]):
-        last = scale == number - 1
-        product *= _of_each(_ssim if last else _contrast, x, y).relu() ** (weight / sum(SCALES[:number]))
-        x, y = (x, y) if last else (halved(x, 2), halved(y, 2))
-    return product
 
 
 def _gradient(images: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 
 from datamodules.split import SPLITS
 from diffusion.callbacks.metrics_csv import read_columns, read_rows
-from diffusion.metrics import domain_classifier
+from diffusion.extractors import domain_classifier
 from diffusion.runs import Run, autoencoder_codec
 from tests.commands import diffusion, refusal, train_py
 from tests.training import AUTOENCODER, SMALL, assert_same_run, run_training, start_training
@@ -190,7 +190,7 @@ def test_reconstruct_says_what_compression_lost(autoencoder, tmp_path):
     diffusion("reconstruct", f"run={autoencoder}", f"out={tmp_path}", "n=100", "device=cpu", "classifier=false")
     found = json.loads((tmp_path / "metrics.json").read_text())
     assert found["compression"] == 4.0 and found["n"] == 100
-    assert found["psnr"]["low"] <= found["psnr"]["mean"] <= found["psnr"]["high"]
+    assert found["psnr"]["low"] <= found["psnr"]["value"] <= found["psnr"]["high"]
     assert {"ssim", "ms_ssim", "agreement"} <= set(found["left_out"])
     assert len(found["classes"]) == 10 and sum(c["n"] for c in found["classes"].values()) == 100
     assert len((tmp_path / "cases.csv").read_text().splitlines()) == 101

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from diffusion.metrics import Interval, interval
+from diffusion.metrics.bootstrap import Estimate, mean_of
 
 
 @pytest.mark.parametrize(("confidence", "z"), [(0.95, 1.96), (0.6827, 1.0)])
@@ -43,3 +44,22 @@ def test_values_without_a_spread(values):
 
 def test_nan_stays_nan():
     assert all(math.isnan(end) for end in interval([1.0, math.nan]))
+
+
+def test_classes_whose_numbers_are_no_chance_are_resampled_within():
+    """The mean of two far classes, half and half: of its spread only that within the classes is left."""
+    rng, half = np.random.default_rng(0), 500
+    classes = np.arange(2 * half) % 2
+    values = 100.0 * classes + rng.normal(size=2 * half)
+    whole, within = mean_of(values), mean_of(values).within(classes)
+    assert within.value == whole.value
+    assert whole.within(None).interval() == whole.interval()
+    error = 1.96 / math.sqrt(2 * half)
+    low, high = within.interval(resamples=4000)[1:]
+    assert (high - low) / 2 == pytest.approx(error, rel=0.08)
+    assert whole.interval().high - whole.interval().low > 20 * (high - low)
+
+
+def test_a_figure_that_cannot_be_negative_has_no_negative_end():
+    estimate = Estimate(0.1, (np.array([-3.0, 3.0, -1.0, 1.0]),), least=0.0)
+    assert estimate.interval().low == 0.0 and estimate._replace(least=-math.inf).interval().low < 0

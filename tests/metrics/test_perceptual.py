@@ -12,7 +12,8 @@ from torchmetrics.functional.image import learned_perceptual_image_patch_similar
 from datamodules.batch import DataSpec
 from datamodules.digits import Digits
 from diffusion.errors import UserError
-from diffusion.metrics import LPIPS, ClassifierDistance, domain_classifier
+from diffusion.extractors import domain_classifier
+from diffusion.metrics import LPIPS, ClassifierDistance
 from diffusion.metrics.perceptual import unit
 
 

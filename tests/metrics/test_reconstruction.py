@@ -14,7 +14,7 @@ from torchmetrics.functional.image import (
 
 from diffusion.errors import UserError
 from diffusion.metrics import left_out, psnr_of, reconstruction_metrics
-from diffusion.metrics.reconstruction import SCALES, scales
+from diffusion.metrics.similarity import SCALES, scales
 
 SHAPES = [(1, 28, 28), (3, 23, 40), (1, 11, 12), (1, 12, 13, 14), (2, 11, 22, 13)]
 

@@ -1,4 +1,4 @@
-"""A classifier of the data at hand, which judges other images of their kind: the domain classifier."""
+"""A small network of the data at hand, which judges other images of their kind."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,8 @@ from torch import Tensor
 
 from datamodules.batch import DataSpec
 from diffusion.errors import UserError
+from diffusion.extractors.base import Extractor
+from diffusion.extractors.contrastive import nt_xent, offsets, shifted, view
 from diffusion.files import replace_file
 from diffusion.networks import Classifier
 from diffusion.random import generator, seed_of
@@ -30,20 +32,66 @@ STEPS = {2: 600, 3: 200}
 """By the number of axes: a step on volumes costs ten times as much."""
 LEARNING_RATE = 2e-3
 WEIGHT_DECAY = 0.05
+PROJECTION = 64
+"""Outputs of the network where there are no classes."""
 PATIENCE = 2.0
 """Seconds before there is a progress bar."""
 
 
 class DomainClassifier(Classifier):
-    """A `Classifier` for data of this spec.
+    """A `Classifier` for data of this spec; without classes its outputs are what a contrastive loss compares.
 
     accuracy: the share of right answers on the splits val and test; of right labels where there are several an image.
+        Empty where there are no classes.
     """
 
     def __init__(self, spec: DataSpec):
         dims = len(spec.shape) - 1
-        super().__init__(spec.shape[0], dims, spec.classes, channels={2: 16, 3: 8}[dims])
+        super().__init__(spec.shape[0], dims, spec.classes or PROJECTION, channels={2: 16, 3: 8}[dims])
         self.accuracy: dict[str, float] = {}
+
+
+class Domain(Extractor):
+    """The embedding of a `DomainClassifier` of these data, for 2-D and 3-D images of any number of channels.
+
+    It is trained on the training split, the first time; see `domain_classifier`, whose judge it is. Probabilities are
+    those of the data's classes, and None where several hold at once. For data without labels the same network learns
+    to tell images apart instead, by two random views of each (SimCLR, Chen et al. 2020; see `nt_xent`), with a linear
+    projection; it has no probabilities.
+
+    steps: of the training; None for `STEPS`. Raises UserError below 1.
+    """
+
+    name = "domain"
+
+    def __init__(
+        self,
+        datamodule: pl.LightningDataModule,
+        cache: Path,
+        device: torch.device | str = "cpu",
+        steps: int | None = None,
+    ):
+        self.spec, self.trained_on = datamodule.spec, datamodule.fingerprint()
+        self.steps = STEPS[len(self.spec.shape) - 1] if steps is None else steps
+        if type(self.steps) is not int or self.steps < 1:
+            raise UserError(f"extractor.steps={steps}: give a whole number above 0, or null")
+        network = _network(datamodule, cache, device, self.steps, "judge")
+        super().__init__(network, network.output.in_features, device)
+        self.reads_classes = self.spec.classes is not None and not self.spec.multi_label
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        values = self.network.embed(images.float() / 127.5 - 1)
+        return values, self.network.output(values).softmax(1) if self.reads_classes else None
+
+    def receipt(self) -> dict[str, Any]:
+        found = super().receipt() | {
+            "trained_on": self.trained_on,
+            "training": "contrastive" if self.spec.classes is None else "classification",
+            "steps": self.steps,
+        }
+        if self.spec.classes is not None:
+            found["accuracy"] = self.network.accuracy["test"]
+        return found | ({"classes": self.spec.classes} if self.reads_classes else {})
 
 
 def domain_classifier(
@@ -71,22 +119,31 @@ def domain_classifier(
             f"{datamodule.source} has no labels: the domain classifier cannot be trained; choose perceptual=none, or "
             "data with labels"
         )
-    steps = steps or STEPS[len(spec.shape) - 1]
-    path = Path(cache) / f"classifier_{purpose}_{datamodule.fingerprint()}.safetensors"
+    return _network(datamodule, cache, device, steps or STEPS[len(spec.shape) - 1], purpose)
+
+
+def _network(
+    datamodule: pl.LightningDataModule, cache: Path, device: torch.device | str, steps: int, purpose: str
+) -> DomainClassifier:
+    """The network from the cache, or trained and kept there: on labels, or without any on views of the images."""
+    spec = datamodule.spec
+    kind = "classifier" if spec.classes else "contrastive"
+    path = Path(cache) / f"{kind}_{purpose}_{datamodule.fingerprint()}.safetensors"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of("domain classifier", purpose, "weights"))
-        classifier = DomainClassifier(spec)
-    recipe = f"version {VERSION}, {steps} steps"
-    if not _read(path, classifier, recipe):
-        _train(classifier.to(device), datamodule, steps, purpose, path)
-        classifier.eval()
-        for name in ("val", "test"):
+        network = DomainClassifier(spec)
+    recipe = f"version {VERSION}, {steps} steps" + ("" if spec.classes else ", contrastive")
+    if not _read(path, network, recipe):
+        _train(network.to(device), datamodule, steps, purpose, path)
+        network.eval()
+        for name in ("val", "test") if spec.classes else ():
             split = datamodule.split(name)
-            right = predictions(classifier, split.images, spec.multi_label) == split.labels
-            classifier.accuracy[name] = right.double().mean().item()
-        log.info("its accuracy: %s", ", ".join(f"{name} {share:.3f}" for name, share in classifier.accuracy.items()))
-        _write(path, classifier, recipe)
-    return classifier.to(device).eval().requires_grad_(False)
+            right = predictions(network, split.images, spec.multi_label) == split.labels
+            network.accuracy[name] = right.double().mean().item()
+        if network.accuracy:
+            log.info("its accuracy: %s", ", ".join(f"{name} {share:.3f}" for name, share in network.accuracy.items()))
+        _write(path, network, recipe)
+    return network.to(device).eval().requires_grad_(False)
 
 
 def predictions(classifier: Classifier, images: Tensor, multi_label: bool = False, batch_size: int = 256) -> Tensor:
@@ -109,39 +166,33 @@ def _batched(classifier: Classifier, apply: Callable[[Tensor], Tensor], images: 
     return torch.cat([apply(part.to(device).float() / 127.5 - 1).cpu() for part in images.split(batch_size)])
 
 
-def shifted(images: Tensor, offsets: Tensor) -> Tensor:
-    """Each image (B, C, *S) moved by its row of offsets, int64 (B, len(S)) in pixels; the border is repeated."""
-    for axis, offset in enumerate(offsets.unbind(1), start=2):
-        side = images.shape[axis]
-        places = (torch.arange(side, device=images.device) - offset[:, None]).clamp(0, side - 1)
-        along = [len(images), *(side if i == axis else 1 for i in range(1, images.ndim))]
-        images = images.gather(axis, places.view(along).expand_as(images))
-    return images
-
-
 @torch.enable_grad()
-def _train(
-    classifier: DomainClassifier, datamodule: pl.LightningDataModule, steps: int, purpose: str, path: Path
-) -> None:
-    split, shape = datamodule.split("train"), datamodule.spec.shape
-    device = next(classifier.parameters()).device
-    log.info("training a classifier of %s on %s, once; kept as %s", datamodule.source, device, path)
-    batch_size = 64 if len(shape) == 3 else 16
-    optimizer = torch.optim.AdamW(classifier.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+def _train(network: DomainClassifier, datamodule: pl.LightningDataModule, steps: int, purpose: str, path: Path) -> None:
+    split, spec = datamodule.split("train"), datamodule.spec
+    device = next(network.parameters()).device
+    kind = "a classifier" if spec.classes else "a network"
+    log.info("training %s of %s on %s, once; kept as %s", kind, datamodule.source, device, path)
+    batch_size = 64 if len(spec.shape) == 3 else 16
+    optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
-    loss_of = F.binary_cross_entropy_with_logits if datamodule.spec.multi_label else F.cross_entropy
     rng = generator("domain classifier", purpose, "batches")
-    for _ in _with_progress("training a classifier of the data", range(steps)):
+    for _ in _with_progress(f"training {kind} of the data", range(steps)):
         batch = split[torch.randint(len(split), (batch_size,), generator=rng)]
-        reach = [side // 14 for side in shape[1:]]
-        offsets = torch.stack([torch.randint(-r, r + 1, (batch_size,), generator=rng) for r in reach], 1)
-        images, label = shifted(batch["image"].to(device), offsets.to(device)), batch["label"].to(device)
-        loss = loss_of(classifier(images), label)
+        images = batch["image"].to(device)
+        if spec.classes:
+            loss = _of_labels(network, images, batch["label"].to(device), rng, spec.multi_label)
+        else:
+            loss = nt_xent(network(view(images, rng)), network(view(images, rng)))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         rates.step()
     optimizer.zero_grad()
+
+
+def _of_labels(network: Classifier, images: Tensor, labels: Tensor, rng: torch.Generator, multi_label: bool) -> Tensor:
+    moved = shifted(images, offsets(len(images), [side // 14 for side in images.shape[2:]], rng).to(images.device))
+    return (F.binary_cross_entropy_with_logits if multi_label else F.cross_entropy)(network(moved), labels)
 
 
 def _with_progress(title: str, steps: Sequence[int]) -> Iterator[int]:
@@ -180,7 +231,7 @@ def _read(path: Path, classifier: DomainClassifier, recipe: str) -> bool:
         if {name: value.shape for name, value in weights.items()} != expected:
             raise ValueError("its weights are those of another network")
     except (OSError, SafetensorError, KeyError, ValueError) as error:
-        log.warning("%s is of no use (%s): the classifier is trained anew", path, " ".join(str(error).split()))
+        log.warning("%s is of no use (%s): the network is trained anew", path, " ".join(str(error).split()))
         return False
     classifier.load_state_dict(weights)
     classifier.accuracy = accuracy

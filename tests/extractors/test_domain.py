@@ -15,8 +15,8 @@ from datamodules.memory import InMemoryDataModule
 from datamodules.npz import Npz
 from datamodules.split import SPLITS, Split
 from diffusion.errors import UserError
-from diffusion.metrics import domain_classifier, embeddings, predictions
-from diffusion.metrics.domain import shifted
+from diffusion.extractors import domain_classifier, embeddings, predictions
+from diffusion.extractors.contrastive import shifted
 
 NAME = "classifier_*.safetensors"
 
