@@ -6,6 +6,7 @@ are), checkpoints/, metrics.csv, samples/, figures/ and train.log. Whoever needs
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from dataclasses import asdict
 from functools import cached_property
@@ -45,12 +46,15 @@ MAY_DIFFER = (
 class Run:
     """A run directory. `Run.open` reads one; training makes one."""
 
-    def __init__(self, directory: Path, config: DictConfig):
-        self.directory, self.config = directory, config
+    def __init__(self, directory: Path, config: DictConfig, checkpoint: str | None = None):
+        self.directory, self.config, self.checkpoint = directory, config, checkpoint
 
     @classmethod
-    def open(cls, directory: str | Path, key: str = "run") -> Run:
-        """Raises UserError if the directory is not a run's, or its config cannot be read."""
+    def open(cls, directory: str | Path, key: str = "run", checkpoint: str | None = None) -> Run:
+        """The run, with the weights of one of its checkpoints: last, best, ...; by default of the newest whole one.
+
+        Raises UserError if the directory is not a run's, its config cannot be read, or there is no such checkpoint.
+        """
         directory = Path(directory)
         path = directory / "config.yaml"
         if not path.is_file():
@@ -63,7 +67,11 @@ class Run:
             DataSpec(**config.data.spec)
         except Exception as error:
             raise UserError(f"{path} cannot be read as a run's config: {str(error).splitlines()[0]}") from error
-        return cls(directory, config)
+        run = cls(directory, config, checkpoint)
+        if checkpoint is not None and not (run.checkpoints / f"{checkpoint}.ckpt").is_file():
+            there = sorted(path.stem for path in run.checkpoints.glob("*.ckpt"))
+            raise UserError(f"checkpoint={checkpoint}: {run.checkpoints} holds {', '.join(there) or 'none yet'}")
+        return run
 
     @property
     def checkpoints(self) -> Path:
@@ -103,15 +111,33 @@ class Run:
 
     def load_checkpoint(self, path: Path | None = None) -> dict[str, Any]:
         """The content of a checkpoint, by default the newest whole one. Raises UserError if there is none."""
-        path = path or self.newest_checkpoint()
+        path = path or self._chosen_checkpoint()
         if path is None:
             raise UserError(f"run {self.directory} has no checkpoint yet: train it first")
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
 
-    def position(self, path: Path | None = None) -> tuple[int, float]:
-        """Optimizer steps and seconds of training that a checkpoint holds, by default the newest whole one."""
+    def _chosen_checkpoint(self) -> Path | None:
+        if self.checkpoint is None:
+            return self.newest_checkpoint()
+        path = self.checkpoints / f"{self.checkpoint}.ckpt"
+        if not is_whole(path):
+            raise UserError(f"{path} is damaged: choose another checkpoint=, or leave it out")
+        return path
+
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits of the averaged weights: two checkpoints that sample alike have the same."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.load_checkpoint()["ema"].items()):
+            digest.update(name.encode())
+            digest.update(value.contiguous().cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def position(self, path: Path | None = None, budget: Budget | None = None) -> int:
+        """The optimizer steps of a checkpoint, by default the newest whole one; `budget` learns what was used of it."""
         content = self.load_checkpoint(path)
-        return content["global_step"], content["callbacks"]["Budget"]["elapsed"]
+        if budget is not None:
+            budget.load_state_dict(content["callbacks"]["Budget"])
+        return content["global_step"]
 
     @cached_property
     def model(self) -> Model:
@@ -121,7 +147,7 @@ class Run:
     def under(self, choices: DictConfig) -> Run:
         """The same run, with the groups that `choices` holds (sampler, guidance, codec, dataset, ...) for its own."""
         groups = {name: choices[name] for name in choices if name in self.config and name in PARTS | {"dataset"}}
-        return Run(self.directory, OmegaConf.create({**self.config, **groups}))
+        return Run(self.directory, OmegaConf.create({**self.config, **groups}), self.checkpoint)
 
     def generative(self, device: torch.device | str = "cpu") -> GenerativeModel:
         """The run's model with its averaged weights, ready to sample. Raises UserError if it makes no images."""
@@ -139,8 +165,9 @@ class Run:
 
     def warn_if_unfinished(self) -> None:
         """A warning that names the step, if the run has not reached its limits."""
-        step, elapsed = self.position()
-        if not Budget.of(self.config.trainer).reached(step, elapsed):
+        budget = Budget.of(self.config.trainer)
+        step = self.position(budget=budget)
+        if not budget.reached(step):
             log.warning(
                 "run %s is not finished: its weights of step %d are used as they are. If it is trained on, what is "
                 "built on them can no longer be used: copy it first",

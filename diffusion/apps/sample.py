@@ -27,7 +27,7 @@ ANIMATED = 64
 def main(config: DictConfig) -> None:
     """Write samples.npz, grid.png, trajectory.gif, metrics.json and cases.csv into the output folder."""
     check_positive(n=config.n, batch_size=config.batch_size)
-    run = Run.open(config.run).under(config)
+    run = Run.open(config.run, checkpoint=config.checkpoint).under(config)
     device = best_device(config.device)
     generative = run.generative(device)
     labels = labels_of(config.label, config.n, run.model.classes(run.spec))

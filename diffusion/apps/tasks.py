@@ -1,7 +1,8 @@
 """python -m diffusion TASK: find the task, compose its config, run it.
 
 A task is a module of this package with `main(config)`, and conf/task/TASK.yaml with its keys and their defaults. A key
-that is the name of a group (sampler, dataset, ...) is the run's own choice, unless another is named.
+that is the name of a group (sampler, dataset, ...) is the run's own choice where the yaml holds null, unless another is
+named.
 """
 
 from __future__ import annotations
@@ -39,11 +40,14 @@ def main(arguments: Sequence[str]) -> None:
     if OmegaConf.is_missing(config, "run") and "run" not in pairs:
         raise UserError(f"{task} needs run=RUN_DIR, the folder that train.py printed")
     groups = [key for key in config if (CONF / key).is_dir()]
+    inherited = [group for group in groups if config[group] is None]
+    for group in set(groups) - set(inherited):
+        config[group] = chosen(group, config[group])
     if "run" in pairs:
         from diffusion.runs import Run
 
         run_config = Run.open(str(pairs["run"])).config
-        for group in groups:
+        for group in inherited:
             config[group] = run_config.get(group)
     apply(config, groups, pairs)
     import_module(f"diffusion.apps.{task}").main(config)

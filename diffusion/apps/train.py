@@ -67,9 +67,11 @@ def train(cfg: DictConfig) -> None:
             checkpoint = run.newest_checkpoint()
             if first_process():
                 run.set_damaged_aside()
-            step, elapsed = run.position(checkpoint) if checkpoint else (0, 0.0)
-            if checkpoint and budget.reached(step, elapsed):
-                log.info("run %s is finished (step %d, %s): a larger limit goes on", directory, step, clock(elapsed))
+            step = run.position(checkpoint, budget) if checkpoint else 0
+            if checkpoint and budget.reached(step):
+                how = "was ended by its evaluation" if budget.ended else "is finished"
+                next_ = "begin another run_id" if budget.ended else "a larger limit goes on"
+                log.info("run %s %s (step %d, %s): %s", directory, how, step, clock(budget.elapsed()), next_)
                 return
             size = sum(p.numel() for p in module.network.parameters()) / 1e6
             network = f"{type(module.network).__name__} ({size:.2f} M parameters)"
@@ -271,7 +273,7 @@ def callbacks_of(
         factory(cfg.callbacks.learning_rate)(budget=budget),
         ema,
         metrics,
-        *model.callbacks(module, datamodule, directory, ema),
+        *model.callbacks(module, datamodule, directory, ema, budget),
         cb.LossFigure(directory / "metrics.csv", directory / "figures" / "loss.png"),
         cb.ProgressBar(budget, metrics),
         cb.Checkpoints(Run(directory, cfg).checkpoints, cfg.checkpoint.every_n_steps, signals),

@@ -13,13 +13,15 @@ from diffusion.errors import UserError
 
 
 class Budget(pl.Callback):
-    """Ends training after max_steps optimizer steps or max_seconds of training, whichever comes first.
+    """Ends training after max_steps optimizer steps or max_seconds of training, whichever comes first, or by `end`.
 
-    The time already used is in the checkpoint, so it counts over restarts; a final validation follows the last step.
+    The time already used is in the checkpoint, so it counts over restarts, and so is an early end; a final validation
+    follows the last step.
     """
 
     def __init__(self, max_steps: int | None, max_seconds: float | None):
         self.max_steps, self.max_seconds = max_steps, max_seconds
+        self.ended = False
         self._used = 0.0
         self._since: float | None = None
 
@@ -28,34 +30,38 @@ class Budget(pl.Callback):
         """The limits in a config's section `trainer`. Raises UserError for a time that is none."""
         return cls(trainer.max_steps, _seconds(trainer.max_time))
 
+    def end(self) -> None:
+        """Let the next step be the last, whatever the limits."""
+        self.ended = True
+
     def elapsed(self) -> float:
         """Seconds of training so far, over all restarts."""
         return self._used + (time.monotonic() - self._since if self._since is not None else 0.0)
 
     def progress(self, step: int) -> float:
         """The share of the run that is done after `step` steps, in [0, 1], by the limit that is nearer."""
-        return min(1.0, self._share(step, self.elapsed()))
+        return min(1.0, self._share(step))
 
-    def reached(self, step: int, elapsed: float) -> bool:
-        """Whether a run of `step` steps and `elapsed` seconds is finished."""
-        return self._share(step, elapsed) >= 1
+    def reached(self, step: int) -> bool:
+        """Whether a run is finished after `step` steps."""
+        return self.ended or self._share(step) >= 1
 
-    def _share(self, step: int, elapsed: float) -> float:
+    def _share(self, step: int) -> float:
         by_steps = step / self.max_steps if self.max_steps else 0.0
-        by_time = elapsed / self.max_seconds if self.max_seconds else 0.0
+        by_time = self.elapsed() / self.max_seconds if self.max_seconds else 0.0
         return max(by_steps, by_time)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"elapsed": self.elapsed()}
+        return {"elapsed": self.elapsed(), "ended": self.ended}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._used = state_dict["elapsed"]
+        self._used, self.ended = state_dict["elapsed"], state_dict["ended"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._since = time.monotonic()
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
-        reached = self.reached(trainer.global_step, self.elapsed())
+        reached = self.reached(trainer.global_step)
         # The processes' clocks differ: they stop together, or wait for each other for ever.
         trainer.should_stop = trainer.strategy.reduce_boolean_decision(reached, all=False)
 

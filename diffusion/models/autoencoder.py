@@ -13,7 +13,7 @@ from torch import nn
 
 from datamodules.batch import DataSpec
 from diffusion import codecs
-from diffusion.callbacks import EMA, LatentStatistics
+from diffusion.callbacks import EMA, Budget, LatentStatistics
 from diffusion.errors import UserError
 from diffusion.models.base import Model, factory
 from diffusion.modules import AutoencoderModule
@@ -78,7 +78,7 @@ class Autoencoder(Model):
         )
 
     def callbacks(
-        self, module: AutoencoderModule, datamodule: pl.LightningDataModule, directory: Path, ema: EMA
+        self, module: AutoencoderModule, datamodule: pl.LightningDataModule, directory: Path, ema: EMA, budget: Budget
     ) -> list[pl.Callback]:
         pictures = factory(self.config.callbacks.reconstructions)(folder=directory / "samples")
         return [pictures, LatentStatistics(ema)]

@@ -14,7 +14,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig
 
 from datamodules.batch import DataSpec
-from diffusion.callbacks import EMA
+from diffusion.callbacks import EMA, Budget
 from diffusion.codecs import Codec
 from diffusion.errors import UserError
 from diffusion.generative import GenerativeModel
@@ -65,7 +65,7 @@ class Model(ABC):
 
     @abstractmethod
     def callbacks(
-        self, module: pl.LightningModule, datamodule: pl.LightningDataModule, directory: Path, ema: EMA
+        self, module: pl.LightningModule, datamodule: pl.LightningDataModule, directory: Path, ema: EMA, budget: Budget
     ) -> list[pl.Callback]:
         """What this kind of model does while it trains, beyond what every run does."""
 

@@ -14,7 +14,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from datamodules.batch import DataSpec
-from diffusion.callbacks import EMA, Previews
+from diffusion.callbacks import EMA, Budget, Previews
 from diffusion.codecs import Codec
 from diffusion.denoiser import NetworkDenoiser
 from diffusion.errors import UserError
@@ -123,7 +123,7 @@ class Diffusion(Model):
         )
 
     def callbacks(
-        self, module: DiffusionModule, datamodule: pl.LightningDataModule, directory: Path, ema: EMA
+        self, module: DiffusionModule, datamodule: pl.LightningDataModule, directory: Path, ema: EMA, budget: Budget
     ) -> list[pl.Callback]:
         spec = datamodule.spec
         previews: Previews = factory(self.config.callbacks.previews)(
@@ -133,7 +133,27 @@ class Diffusion(Model):
             folder=directory / "samples",
             ema=ema,
         )
-        return [previews]
+        return [previews, *self._evaluation(module, datamodule, directory, ema, budget)]
+
+    def _evaluation(
+        self, module: DiffusionModule, datamodule: pl.LightningDataModule, directory: Path, ema: EMA, budget: Budget
+    ) -> list[pl.Callback]:
+        config = self.config.callbacks.evaluation
+        if config.every_n_steps is None:
+            return []
+        return [
+            factory(config)(
+                generative=self.sampled(module.denoiser),
+                datamodule=datamodule.pixels,
+                extractor=factory(self.config.extractor)(
+                    datamodule=datamodule.pixels, cache=self.cache, device=self.device
+                ),
+                classes=self.classes(datamodule.spec),
+                folder=directory / "checkpoints",
+                ema=ema,
+                budget=budget,
+            )
+        ]
 
     def generative(self, spec: DataSpec, checkpoint: Callable[[], Mapping[str, Any]]) -> GenerativeModel:
         denoiser = self.denoiser(spec)

@@ -93,6 +93,33 @@ def save_comparison(blocks: Mapping[str, tuple[Tensor, Tensor]], path: Path, gai
     canvas.savefig(path, dpi=120, bbox_inches="tight")
 
 
+def save_beside(generated: Mapping[str, Tensor], real: Mapping[str, Tensor], path: Path) -> None:
+    """A row for each title: generated images, and real ones beside them; one PNG. Both uint8 (n, C, *S)."""
+    from matplotlib.figure import Figure
+
+    columns = {"generated": generated, "real (training split)": real}
+    tiles = [
+        [
+            tile(images[title], len(images[title]), enlargement(images[title], len(images[title]), 480))
+            for title in generated
+        ]
+        for images in columns.values()
+    ]
+    height, width = tiles[0][0].shape[:2]
+    canvas = Figure(figsize=(12, 0.4 + len(generated) * (0.12 + 5.4 * height / width)), layout="constrained")
+    axes = canvas.subplots(len(generated), 2, squeeze=False)
+    for column, (heading, pictures) in enumerate(zip(columns, tiles, strict=True)):
+        axes[0, column].set_title(heading, fontsize=10, loc="left")
+        for row, (title, picture) in enumerate(zip(generated, pictures, strict=True)):
+            axes[row, column].imshow(picture, interpolation="nearest")
+            axes[row, column].set_xticks([])
+            axes[row, column].set_yticks([])
+            axes[row, column].spines[:].set_visible(False)
+            if column == 0:
+                axes[row, 0].set_ylabel(title, fontsize=9, rotation=0, ha="right", va="center")
+    canvas.savefig(path, dpi=120, bbox_inches="tight")
+
+
 def save_strip(strip: tuple[Tensor, Tensor], path: Path) -> None:
     """Pairs of rows: a sample on its way from noise, and what the model expects of it at each moment.
 

@@ -46,19 +46,20 @@ def sample(
     batch_size: int,
     on_step: OnStep | None = None,
     on_batch: Callable[[int], None] | None = None,
+    first: int = 0,
 ) -> Tensor:
-    """n images as uint8 (n, *shape) on the CPU; shape is (C, *S).
+    """Images `first` ... n - 1 as uint8 (n - first, *shape) on the CPU; shape is (C, *S).
 
-    Image i depends on (seed, i) and its label alone. `on_step` sees the steps of the first batch only; `on_batch` is
-    told after each batch how many images are done. Raises UserError if n or batch_size is below 1.
+    Image i depends on (seed, i) and its label, labels[i], alone. `on_step` sees the steps of the first batch only;
+    `on_batch` is told after each batch how many images are done. Raises UserError if n or batch_size is below 1.
     """
     check_positive(n=n, batch_size=batch_size)
     images = []
-    for first in range(0, n, batch_size):
-        places = range(first, min(first + batch_size, n))
+    for start in range(first, n, batch_size):
+        places = range(start, min(start + batch_size, n))
         cond = None if labels is None else {"label": labels[places.start : places.stop]}
         seeds = [seed_of(seed, place) for place in places]
-        batch = generative.sample(shape, cond, seeds=seeds, on_step=on_step if first == 0 else None)
+        batch = generative.sample(shape, cond, seeds=seeds, on_step=on_step if start == first else None)
         images.append(to_uint8(batch).cpu())
         if on_batch is not None:
             on_batch(places.stop)

@@ -58,9 +58,9 @@ def test_time_counts_over_restarts_and_idle_time_does_not(clock):
     first = Budget(None, 60.0)
     clock.now += 1000  # before training starts
     fit(Slow(clock), [first], steps=4)
-    assert first.state_dict() == {"elapsed": 40.0}
+    assert first.state_dict() == {"elapsed": 40.0, "ended": False}
     second = Budget(None, 60.0)
-    second.load_state_dict({"elapsed": 40.0})
+    second.load_state_dict({"elapsed": 40.0, "ended": False})
     clock.now += 5000
     assert second.elapsed() == 40.0
     assert fit(Slow(clock), [second]).global_step == 2
@@ -71,7 +71,7 @@ def test_progress_follows_the_nearer_limit():
     budget = Budget(100, 60.0)
     assert budget.progress(0) == 0
     assert budget.progress(25) == 0.25
-    budget.load_state_dict({"elapsed": 30.0})
+    budget.load_state_dict({"elapsed": 30.0, "ended": False})
     assert budget.progress(25) == 0.5
     assert budget.progress(75) == 0.75
     assert budget.progress(1000) == 1
@@ -81,11 +81,21 @@ def test_progress_follows_the_nearer_limit():
     ("step", "elapsed", "finished"), [(99, 59.9, False), (100, 0.0, True), (0, 60.0, True), (200, 99.0, True)]
 )
 def test_reached(step, elapsed, finished):
-    assert Budget(100, 60.0).reached(step, elapsed) is finished
+    budget = Budget(100, 60.0)
+    budget.load_state_dict({"elapsed": elapsed, "ended": False})
+    assert budget.reached(step) is finished
+
+
+def test_an_early_end_is_kept_in_the_checkpoint():
+    ended, again = Budget(100, 60.0), Budget(1000, 600.0)
+    assert not ended.reached(5)
+    ended.end()
+    again.load_state_dict(ended.state_dict())
+    assert ended.reached(5) and again.reached(5)
 
 
 def test_no_limit_is_never_reached():
-    assert not Budget(None, None).reached(10**9, 1e9)
+    assert not Budget(None, None).reached(10**9)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +119,7 @@ def test_rate_follows_time_where_time_is_the_limit():
     rate = LearningRate(budget, warmup_steps=1, final=0.0)
     expected = {0.0: 1.0, 20.0: 0.75, 30.0: 0.5, 40.0: 0.25, 60.0: 0.0}  # cos(pi/3) = 1/2
     for elapsed, factor in expected.items():
-        budget.load_state_dict({"elapsed": elapsed})
+        budget.load_state_dict({"elapsed": elapsed, "ended": False})
         assert rate.factor(5) == pytest.approx(factor, abs=1e-12)
 
 
