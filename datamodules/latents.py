@@ -72,6 +72,10 @@ class Latents(InMemoryDataModule):
             self.split(name)
 
     @property
+    def pixels(self) -> InMemoryDataModule:
+        return self.base
+
+    @property
     def spec(self) -> DataSpec:
         return self.base.spec
 

@@ -111,6 +111,11 @@ class InMemoryDataModule(pl.LightningDataModule, ABC):
                 digest.update(value.contiguous().numpy())
         return digest.hexdigest()[:16]
 
+    @property
+    def pixels(self) -> InMemoryDataModule:
+        """The data as images, whatever is made of them: these themselves."""
+        return self
+
     def encoded(self, codec: Codec, cache: Path, device: torch.device | str) -> InMemoryDataModule:
         """The same samples in the same order as moments of a codec, encoded on `device` and kept under `cache`.
 

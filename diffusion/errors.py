@@ -7,3 +7,7 @@ class UserError(ValueError):
 
 class Stopped(Exception):
     """Training was stopped by a signal, after its state was saved."""
+
+
+class GateFailed(Exception):
+    """The task did its work, and found what it was told not to let pass; the message is one line that says what."""

@@ -17,7 +17,7 @@ from tests.training import built, composed
 
 CONTRACT = """experiment model network scheduler parameterization objective sampler grid guidance codec dataset
 accelerator optimizer logger callbacks"""
-GROUPS = {*CONTRACT.split(), "augmentation", "perceptual", "discriminator"}
+GROUPS = {*CONTRACT.split(), "augmentation", "perceptual", "discriminator", "extractor"}
 CHOICES = {folder.name: sorted(path.stem for path in folder.glob("*.yaml")) for folder in CONF.iterdir()}
 
 # What the apps give to the target at a key path, beside the keys of the yaml.
@@ -28,6 +28,7 @@ GIVEN = {
     "model.network.bottleneck": {"channels"},
     "perceptual": {"datamodule", "cache", "device"},
     "discriminator": {"in_channels", "size"},
+    "extractor": {"datamodule", "cache", "device"},
     "network": {"in_channels", "out_channels", "size", "classes", "augmentation"},
     "parameterization": {"sd"},
     "sampler": SAMPLER,
@@ -37,6 +38,7 @@ GIVEN = {
     "logger": {"id", "resume", "save_dir"},
     "callbacks.learning_rate": {"budget"},
     "callbacks.reconstructions": {"folder"},
+    "callbacks.evaluation": {"generative", "datamodule", "extractor", "classes", "folder", "ema", "budget"},
     "callbacks.previews": {"generative", "shape", "classes", "folder", "ema"},
 }
 RGB = DataSpec(shape=(3, 28, 28), classes=4)
@@ -97,7 +99,7 @@ def test_the_contract_names_its_choices():
         "logger": "csv wandb wandb_offline",
         "guidance": "none classifier_free",
         "codec": "identity autoencoder diffusers",
-        "task": "sample reconstruct",
+        "task": "sample reconstruct evaluate audit utility report",
     }
     missing = {g: set(names.split()) - set(CHOICES[g]) for g, names in wanted.items()}
     assert not any(missing.values()), missing

@@ -7,9 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from datamodules.digits import Digits
 from diffusion.apps import tasks
 from diffusion.apps.config import CONF
 from tests.training import AUTOENCODER, composed, run_training
+
+# What makes a task quick.
+QUICK = {
+    "reconstruct": ["classifier=false"],
+    "evaluate": ["n=20", "extractor=random"],
+    "audit": ["n=20", "members=10", "extractor=random"],
+    "utility": ["n=20", "steps=2", "seeds=1", "budgets=[2]"],
+    "report": ["n=1"],
+}
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -36,6 +46,23 @@ def runs(tmp_path_factory) -> dict[str, Path]:
     autoencoder = run_training(folder, *steps, base=AUTOENCODER)
     latent = run_training(folder, *steps, "experiment=digits_latent", f"codec.run={autoencoder}")
     return {"pixel": run_training(folder, *steps), "vae": autoencoder, "latent": latent}
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory) -> Path:
+    """Digits, in the layout that `sample` writes."""
+    test = Digits().split("test")
+    path = tmp_path_factory.mktemp("samples") / "samples.npz"
+    np.savez(path, images=test.images[:40].movedim(1, -1).numpy(), labels=test.labels[:40].numpy())
+    return path
+
+
+@pytest.fixture(scope="module")
+def results(samples) -> Path:
+    """What evaluate has written."""
+    words = [f"samples={samples}", "dataset=digits", f"out={samples.parent / 'out'}", *QUICK["evaluate"]]
+    tasks.main(["evaluate", *words])
+    return samples.parent / "out"
 
 
 @pytest.fixture
@@ -80,7 +107,7 @@ def test_the_command_for_a_file_of_ones_own_trains(npz, tmp_path):
 
 
 @pytest.mark.parametrize("command", commands("python -m diffusion"))
-def test_task_commands_run(command, runs, tmp_path):
+def test_task_commands_run(command, runs, samples, results, tmp_path):
     task, *words = shlex.split(command)[3:]
     if "--help" in words or "codec=diffusers" in words:
         return  # tests/apps/test_cli.py, and test_latent.py, which makes such an autoencoder, run these
@@ -88,9 +115,14 @@ def test_task_commands_run(command, runs, tmp_path):
     words = [re.sub(r"^run=.*", f"run={runs[kind]}", word) for word in words]
     words = [re.sub(r"^codec.run=.*", f"codec.run={runs['vae']}", word) for word in words]
     words = [re.sub(r"^n=.*", "n=4", word) for word in words]
-    quick = ["classifier=false"] if task == "reconstruct" else []
-    tasks.main([task, *words, *quick, f"out={tmp_path}", "device=cpu"])
-    assert list(tmp_path.glob("*.png")) and (tmp_path / "metrics.json").is_file()
+    words = [re.sub(r"^samples=.*", f"samples={samples}", word) for word in words]
+    words = [re.sub(r"^max_copies=.*", "max_copies=1", word) for word in words]
+    words = [word.replace("[A,B]", f"[{results},{results}]") for word in words]
+    tasks.main([task, *words, *QUICK.get(task, []), f"out={tmp_path}", "device=cpu"])
+    if task == "report":
+        assert (tmp_path / "report.html").is_file()
+    elif "compare" not in command:
+        assert list(tmp_path.glob("*.png")) and (tmp_path / "metrics.json").is_file()
 
 
 def test_make_targets_and_pip_lines_agree():

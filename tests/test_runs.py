@@ -68,6 +68,22 @@ def test_newest_checkpoint(run, caplog):
     assert not caplog.records
 
 
+def test_a_checkpoint_of_ones_choice(run):
+    save(run, "last.ckpt", 9, {"w": torch.ones(2)})
+    save(run, "best.ckpt", 4, {"w": torch.zeros(2)})
+    best = Run.open(run.directory, checkpoint="best")
+    assert (best.position(), run.position()) == (4, 9)
+    assert best.under(OmegaConf.create()).position() == 4
+    same = Run.open(run.directory, checkpoint="last")
+    assert same.fingerprint() == run.fingerprint() != best.fingerprint()
+    with pytest.raises(UserError, match=r"checkpoint=first: .* holds best, last"):
+        Run.open(run.directory, checkpoint="first")
+    path = run.checkpoints / "best.ckpt"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"best\.ckpt is damaged"):
+        best.position()
+
+
 def test_damaged_checkpoints(run, caplog):
     for step in (1, 2):
         save(run, "last.ckpt", step)

@@ -1,4 +1,4 @@
-"""How every command ends: a user's mistake is one line and status 2, a stop by a signal is status 75."""
+"""How every command ends: a user's mistake is one line and status 2, a failed gate 1, a stop by a signal 75."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from hydra.errors import (
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from diffusion.errors import Stopped, UserError
+from diffusion.errors import GateFailed, Stopped, UserError
 
-USER_ERROR, STOPPED = 2, 75
+GATE_FAILED, USER_ERROR, STOPPED = 1, 2, 75
 
 
 def run(body: Callable[[], object]) -> None:
@@ -34,6 +34,9 @@ def run(body: Callable[[], object]) -> None:
         return
     if isinstance(error, Stopped):
         sys.exit(STOPPED)
+    if isinstance(error, GateFailed):
+        print(f"audit failed: {error}", file=sys.stderr)
+        sys.exit(GATE_FAILED)
     line = explain(error)
     if full or line is None:
         raise error

@@ -19,7 +19,7 @@ from diffusion.apps.receipts import compare, read_receipt
 from diffusion.apps.subject import Samples, Subject, samples_of, subject_of
 from diffusion.errors import UserError
 from diffusion.extractors import Extractor, Features, extract
-from diffusion.metrics.bootstrap import Estimate, mean_of
+from diffusion.metrics.bootstrap import Estimate, share_of
 from diffusion.metrics.comparison import compared
 from diffusion.metrics.diversity import inception_score, within_classes
 from diffusion.metrics.neighbours import backend
@@ -38,6 +38,7 @@ REFERENCES = {"test": "train", "train": "test"}
 generated ones."""
 MOST = 10_000
 SHOWN = 8
+FEW = 30
 
 
 @dataclass(frozen=True)
@@ -78,16 +79,21 @@ def main(config: DictConfig) -> None:
     start = time.perf_counter()
     subject = subject_of(config, "evaluate")
     extractor = factory(config.extractor)(datamodule=subject.datamodule, cache=subject.cache, device=subject.device)
-    samples = samples_of(subject, config, config.n or min(MOST, len(subject.datamodule.split("test"))))
-    drawn = time.perf_counter()
+    wanted = min(MOST, (subject.given and len(subject.given)) or len(subject.datamodule.split("test")))
+    before = time.perf_counter()
+    samples = samples_of(subject, config, config.n or wanted)
+    sampling = time.perf_counter() - before
     sets = sets_of(subject, samples, extractor, config.batch_size)
     generated, real = sets.pop("generated"), sets
     metrics, left_out = all_metrics(generated, real, config.seed)
     scored, reasons = single_metrics({"generated": generated, **real}, extractor, config.seed)
     metrics, left_out = metrics | scored, left_out | reasons
     classes, reasons = class_metrics(generated, real, subject, config.seed)
-    now = time.perf_counter()
-    seconds = {"total": round(now - start, 1), "beyond_sampling": round(now - drawn, 1)}
+    save_metrics(metrics, subject.out / "metrics.png")
+    save_beside(*shown(generated, real["train"], subject), subject.out / "samples.png")
+    write_cases(subject.out / "cases.csv", samples, generated, real["test"])
+    total = time.perf_counter() - start
+    seconds = {"total": round(total, 1), "sampling": round(sampling, 1), "beyond_sampling": round(total - sampling, 1)}
     found = {
         "n": len(samples),
         "metrics": metrics,
@@ -104,9 +110,6 @@ def main(config: DictConfig) -> None:
         ),
     }
     (subject.out / "metrics.json").write_text(json.dumps(found, indent=2, allow_nan=False) + "\n")
-    write_cases(subject.out / "cases.csv", generated, real["test"])
-    save_metrics(found["metrics"], subject.out / "metrics.png")
-    save_beside(*shown(generated, real["train"], subject), subject.out / "samples.png")
     report(found)
     log.info("%s", subject.out / "metrics.png")
 
@@ -136,24 +139,34 @@ def all_metrics(
     """Every comparison of two sets: metric -> reference -> figure and floor; and what is left out, with the reason."""
     metrics: dict[str, Any] = {}
     left_out: dict[str, str] = {}
+    # Without classes of the generated images how many show each is a matter of chance.
+    stratified = generated.strata is not None
     for reference, other in REFERENCES.items():
         target, spare = real[reference], real[other]
-        places = torch.randperm(len(spare), generator=generator("floor", seed))[: len(generated)]
-        found, reasons = two_sets(generated, target, seed, pixels)
-        floor, floor_reasons = two_sets(spare.take(places), target, seed, pixels)
+        places = floor_of(spare, generated, seed)
+        found, reasons = two_sets(generated, target, stratified, seed, pixels)
+        floor, floor_reasons = two_sets(spare.take(places), target, stratified, seed, pixels)
         for name, estimate in found.items():
             figure = entry(estimate, len(generated), seed) | {"m": len(target)}
             below = entry(floor[name], len(places), seed) if name in floor else None
             metrics.setdefault(name, {})[reference] = figure | {"floor": below}
-        left_out |= {name: f"against {reference}: {reason}" for name, reason in reasons.items()}
-        left_out |= {
-            f"floor of {name}": f"against {reference}: {r}" for name, r in floor_reasons.items() if name in found
-        }
+        left_out |= {f"{name}, {reference}": reason for name, reason in reasons.items()}
+        left_out |= {f"floor of {name}, {reference}": why for name, why in floor_reasons.items() if name in found}
     return metrics, left_out
 
 
-def two_sets(a: Set, b: Set, seed: int, pixels: bool) -> tuple[dict[str, Estimate], dict[str, str]]:
-    classes = a.strata, b.strata
+def floor_of(spare: Set, generated: Set, seed: int) -> Tensor:
+    """The places of real images instead of the generated ones: as many, and as many of each class, if there are."""
+    order = torch.randperm(len(spare), generator=generator("floor", seed))
+    if generated.strata is None or spare.strata is None:
+        return order[: len(generated)]
+    classes = spare.strata[order]
+    wanted = generated.strata.bincount(minlength=int(classes.max()) + 1).tolist()
+    return torch.cat([order[classes == k][:count] for k, count in enumerate(wanted)])
+
+
+def two_sets(a: Set, b: Set, stratified: bool, seed: int, pixels: bool) -> tuple[dict[str, Estimate], dict[str, str]]:
+    classes = (a.strata, b.strata) if stratified else (None, None)
     found, reasons = compared(a.features.values, b.features.values, classes)
     if pixels and len(a) and len(b):
         found["sliced_wasserstein"] = sliced_wasserstein(a.images, b.images, seed).within(*classes)
@@ -168,9 +181,9 @@ def single_metrics(sets: dict[str, Set], extractor: Extractor, seed: int) -> tup
         if part.features.probabilities is not None:
             estimate = inception_score(part.features.probabilities).within(part.strata)
             metrics.setdefault("inception_score", {})[name] = entry(estimate, len(part), seed)
-        if extractor.reads_classes and part.labels is not None:
+        if extractor.reads_classes and sets["generated"].labels is not None:
             right = part.features.probabilities.argmax(1) == part.labels
-            metrics.setdefault("label_accuracy", {})[name] = entry(mean_of(right).within(part.strata), len(part), seed)
+            metrics.setdefault("label_accuracy", {})[name] = entry(share_of(right).within(part.strata), len(part), seed)
         pairs = within_classes(part.images, part.strata, seed)
         if pairs is not None:
             metrics.setdefault("ms_ssim", {})[name] = entry(pairs, len(pairs.influences[0]), seed)
@@ -214,7 +227,7 @@ def entry(estimate: Estimate, n: int, seed: int) -> dict[str, float | int]:
     return {**{key: float(value) for key, value in estimate.interval(seed=seed)._asdict().items()}, "n": n}
 
 
-def write_cases(path: Path, generated: Set, test: Set) -> None:
+def write_cases(path: Path, samples: Samples, generated: Set, test: Set) -> None:
     """One row for each generated image: its label, what the extractor reads, its distance to the nearest test image."""
     from diffusion.metrics.neighbours import nearest
 
@@ -228,7 +241,7 @@ def write_cases(path: Path, generated: Set, test: Set) -> None:
             read = (
                 ("", "") if probabilities is None else (int(probabilities[i].argmax()), f"{probabilities[i].max():.4f}")
             )
-            rows.writerow([i, label, *read, int(places[i, 0]), f"{distances[i, 0]:.6g}"])
+            rows.writerow([int(samples.ids[i]), label, *read, int(places[i, 0]), f"{distances[i, 0]:.6g}"])
 
 
 def shown(generated: Set, train: Set, subject: Subject) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -259,7 +272,12 @@ def report(found: dict[str, Any]) -> None:
                 label = f"{name}, {split}"
                 log.info("%20s  %-32s %s", label, text(figure), text(figure["floor"]) if figure["floor"] else "-")
     for name, reason in found["left_out"].items():
-        log.info("%20s  left out: %s", name, reason)
+        if ": " not in name:
+            log.info("%20s  left out: %s", name, reason)
+    if count := sum(": " in name for name in found["left_out"]):
+        log.info("%d figures of single classes are left out: metrics.json says why", count)
+    if found["n"] < FEW:
+        log.warning("%d images are few: the intervals say little", found["n"])
 
 
 def text(figure: dict[str, float]) -> str:

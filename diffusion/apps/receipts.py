@@ -22,13 +22,19 @@ MUST_AGREE = (
     "extractor.volumes",
 )
 """Figures of which one of these differs are measures of different things."""
-SHOULD_AGREE = ("n", "code.version", "code.commit", "machine.accelerator")
+SHOULD_AGREE = ("n", "code.version", "code.commit", "machine.device")
 """What may move figures a little, or, as the number of images does, by a bias."""
+
+
+DOMAIN = ": the network was trained twice; copy .cache/classifier_judge_*.safetensors from one machine to the other"
+BIASED = ("fid", "precision", "recall", "density", "coverage", "sliced_wasserstein")
+"""Figures whose expectation depends on the number of images."""
 
 
 def read_receipt(path: Path) -> dict[str, Any]:
     """What evaluate has written to a folder, or to a metrics.json. Raises UserError where it has not."""
-    file = path / "metrics.json" if path.is_dir() else path
+    places = [path / "metrics.json", path / "evaluate" / "metrics.json"] if path.is_dir() else [path]
+    file = next((place for place in places if place.is_file()), places[0])
     try:
         found = json.loads(file.read_text())
         if "metrics" not in found or "extractor" not in found["receipt"]:
@@ -49,15 +55,18 @@ def compare(a: dict[str, Any], b: dict[str, Any]) -> None:
     for key in MUST_AGREE:
         before, after = (each.get(key) for each in facts)
         if before != after:
-            raise UserError(f"these cannot be compared: {key} is {before} in {a['path']} and {after} in {b['path']}")
+            hint = DOMAIN if key == "extractor.weights" and a["receipt"]["extractor"]["name"] == "domain" else ""
+            raise UserError(
+                f"these cannot be compared: {key} is {before} in {a['path']} and {after} in {b['path']}{hint}"
+            )
     for key in SHOULD_AGREE:
         before, after = (each.get(key) for each in facts)
         if before != after:
-            biased = ": fid, precision, recall, density and coverage depend on it" if key == "n" else ""
+            biased = f": {', '.join(BIASED)} depend on it" if key == "n" else ""
             log.warning("%s differs: %s and %s%s", key, before, after, biased)
     log.info("%28s  %12s  %12s  %s", "", "A", "B", "B - A")
     for label, first, second in _pairs(a["metrics"], b["metrics"]):
-        log.info("%28s  %12.4g  %12.4g  %s", label, first["value"], second["value"], _difference(first, second))
+        log.info("%28s  %12.4g  %12.4g  %s", label, first["value"], second["value"], _difference(first, second, label))
 
 
 def _pairs(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[str, dict, dict]]:
@@ -72,11 +81,17 @@ def _pairs(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[str, dict, dict]]
     return found
 
 
-def _difference(a: dict[str, float], b: dict[str, float]) -> str:
+def _difference(a: dict[str, float], b: dict[str, float], label: str) -> str:
     difference = b["value"] - a["value"]
     low = difference - math.hypot(b["value"] - b["low"], a["high"] - a["value"])
     high = difference + math.hypot(b["high"] - b["value"], a["value"] - a["low"])
-    return f"{difference:+.4g} ({low:+.4g} to {high:+.4g})" + ("" if low <= 0 <= high else "  differ")
+    return f"{difference:+.4g} ({low:+.4g} to {high:+.4g})" + _said(
+        low, high, a["n"] == b["n"] or not label.startswith(BIASED)
+    )
+
+
+def _said(low: float, high: float, comparable: bool) -> str:
+    return "  not comparable" if not comparable else "" if low <= 0 <= high else "  differ"
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,22 +12,20 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 
 from datamodules.batch import DataSpec
-from diffusion.apps.output import best_device, output_folder, progress
+from diffusion.apps.drawn import draw
+from diffusion.apps.output import best_device, output_folder
 from diffusion.errors import UserError
-from diffusion.files import replace_file
 from diffusion.generative import GenerativeModel
 from diffusion.provenance import code, machine
 from diffusion.runs import Run
-from diffusion.tasks.sample import check_positive, labels_of, sample
+from diffusion.tasks.reconstruct import evenly_spaced
+from diffusion.tasks.sample import check_positive
 
 log = logging.getLogger("diffusion")
-
-DRAWN = "drawn_{}.npz"
-"""In the cache: the images that a model makes under one setting, as many as were ever asked for."""
 
 
 @dataclass(frozen=True)
@@ -58,15 +55,20 @@ class Subject:
         """What has to be known of a figure to get it again."""
         splits = {name: len(self.datamodule.split(name)) for name in ("train", "val", "test")}
         data = {"source": self.datamodule.source, "fingerprint": self.datamodule.fingerprint(), "images": splits}
-        return {"generated": samples.receipt, "data": data, **more, "code": code(), "machine": machine()}
+        where = {**machine(), "device": str(self.device)}
+        return {"generated": samples.receipt, "data": data, **more, "code": code(), "machine": where}
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Synthetic images uint8 (N, C, *S) on the CPU, their classes or None, and how they were made."""
+    """Synthetic images uint8 (N, C, *S) on the CPU, their classes or None, and how they were made.
+
+    ids: int64 (N,), their places in the file, or in the order in which the run draws.
+    """
 
     images: Tensor
     labels: Tensor | None
+    ids: Tensor
     receipt: dict[str, Any]
 
     def __len__(self) -> int:
@@ -75,7 +77,7 @@ class Samples:
     def take(self, places: Tensor) -> Samples:
         """Those at `places`."""
         labels = None if self.labels is None else self.labels[places]
-        return replace(self, images=self.images[places], labels=labels)
+        return replace(self, images=self.images[places], labels=labels, ids=self.ids[places])
 
 
 def subject_of(config: DictConfig, task: str) -> Subject:
@@ -90,14 +92,25 @@ def subject_of(config: DictConfig, task: str) -> Subject:
         check_positive(n=config.n)
     if (config.run is None) == (config.samples is None):
         raise UserError(f"{task} needs run=RUN_DIR, or samples=FILE.npz dataset=NAME: one of the two")
+    if config.samples and config.checkpoint:
+        raise UserError(f"checkpoint={config.checkpoint}: samples=FILE.npz has none; leave it out")
     if config.samples and not config.dataset:
         raise UserError("samples=FILE.npz needs dataset=NAME, the real images that it is held against")
     run = Run.open(config.run, checkpoint=config.checkpoint).under(config) if config.run else None
     file = Path(config.samples) if config.samples else None
     if file and not file.is_file():
         raise UserError(f"samples={file} does not exist: give the samples.npz that `sample` writes")
+    if run:
+        # What is wrong with the run is said before anything is computed.
+        run.model.classes(run.spec)
+        run.position()
     datamodule = instantiate(config.dataset, seed=config.seed, batch_size=config.batch_size)
     datamodule.prepare_data()
+    if run and (datamodule.spec.shape, datamodule.spec.classes) != (run.spec.shape, run.spec.classes):
+        raise UserError(
+            f"{datamodule.source} has images of shape {datamodule.spec.shape} and {datamodule.spec.classes} classes, "
+            f"but the run makes {run.spec.shape} and {run.spec.classes}: choose the data it is of"
+        )
     if run and datamodule.fingerprint() != run.config.data.fingerprint:
         log.warning(
             "%s is not what the run was trained on: the samples are held against other images", datamodule.source
@@ -110,81 +123,27 @@ def subject_of(config: DictConfig, task: str) -> Subject:
     return Subject(run, given, datamodule, out, Path(config.cache or runs / ".cache"), device)
 
 
-def samples_of(subject: Subject, config: DictConfig, n: int) -> Samples:
-    """The first n images of the run, the classes in turn, or of the file, where there may be fewer.
+def samples_of(subject: Subject, config: DictConfig, n: int | None) -> Samples:
+    """The first n images of the run; or n of the file, evenly spaced, and all where n is None or there are no more.
 
-    Images of a run are kept in the cache: a second task under the same setting draws only what is missing.
+    A run's images are of the classes in the proportions of the training split, and kept in the cache: a second task
+    under the same setting draws only what is missing.
     """
     if subject.given:
-        return subject.given.take(torch.arange(min(n, len(subject.given))))
-    run = subject.run
-    generative = subject.generative()
-    if config.guidance and run.model.classes(run.spec) is None:
-        raise UserError("guidance needs a conditional model: this run was trained without labels; use guidance=none")
-    receipt = {
-        "run": str(run.directory),
-        "experiment": run.config.experiment,
-        "step": run.position(),
-        "weights": run.fingerprint(),
-        "ema": run.config.callbacks.ema.decay,
-        "codec": run.config.data.codec_fingerprint,
-        "sampler": _choice(config.sampler),
-        "grid": _choice(config.grid),
-        "guidance": _choice(config.guidance),
-        "seed": config.seed,
-    }
-    labels = labels_of(None, n, run.model.classes(run.spec))
-    images = _drawn(subject, generative, receipt, labels, n, config)
-    return Samples(images, labels, receipt)
+        count = len(subject.given)
+        if n is not None and n > count:
+            log.warning("samples=FILE.npz holds %d images only: n is %d", count, count)
+        return subject.given if n is None else subject.given.take(evenly_spaced(count, n))
+    run, counts = subject.run, None
+    if run.model.classes(run.spec) is not None:
+        counts = class_counts(subject.datamodule.split("train").labels)
+    images, labels, receipt = draw(run, config, counts, n, subject.cache, subject.device)
+    return Samples(images, labels, torch.arange(n), receipt)
 
 
-def _drawn(
-    subject: Subject,
-    generative: GenerativeModel,
-    receipt: dict[str, Any],
-    labels: Tensor | None,
-    n: int,
-    config: DictConfig,
-) -> Tensor:
-    setting = {key: value for key, value in receipt.items() if key not in ("run", "experiment", "step", "ema")}
-    key = hashlib.sha256(repr((setting, subject.device.type)).encode()).hexdigest()[:16]
-    path = subject.cache / DRAWN.format(key)
-    kept = _kept(path, subject.run.spec.shape)
-    if len(kept) >= n:
-        return kept[:n]
-    with progress() as bar:
-        task = bar.add_task("sampling", total=n, completed=len(kept))
-        new = sample(
-            generative,
-            subject.run.spec.shape,
-            n,
-            labels,
-            config.seed,
-            config.batch_size,
-            on_batch=lambda done: bar.update(task, completed=done),
-            first=len(kept),
-        )
-    images = torch.cat([kept, new])
-    try:
-        subject.cache.mkdir(parents=True, exist_ok=True)
-        replace_file(path, lambda temporary: _save(temporary, images))
-    except OSError as error:
-        log.warning("%s could not be written (%s): the next task draws the images again", path, error.strerror)
-    return images
-
-
-def _kept(path: Path, shape: tuple[int, ...]) -> Tensor:
-    """The images in a file of the cache; none where it is not there, or damaged."""
-    try:
-        with np.load(path) as arrays:
-            return torch.from_numpy(arrays["images"]).movedim(-1, 1).contiguous()
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return torch.empty(0, *shape, dtype=torch.uint8)
-
-
-def _save(path: Path, images: Tensor) -> None:
-    with path.open("wb") as file:
-        np.savez(file, images=images.movedim(1, -1).numpy())
+def class_counts(labels: Tensor) -> list[int]:
+    """How often each class is there; of rows of several classes each counts."""
+    return (labels.sum(0) if labels.ndim == 2 else labels.bincount()).tolist()
 
 
 def _read(path: Path, datamodule: pl.LightningDataModule) -> Samples:
@@ -194,7 +153,7 @@ def _read(path: Path, datamodule: pl.LightningDataModule) -> Samples:
         with np.load(path) as arrays:
             images = arrays["images"]
             labels = arrays["labels"] if "labels" in arrays.files else None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # a file of another kind, or a damaged one, can make its readers raise anything
         raise UserError(
             f"samples={path} cannot be read as an npz file with `images`, channels last, and `labels`, such as "
             f"`sample` writes ({' '.join(str(error).split())})"
@@ -208,7 +167,9 @@ def _read(path: Path, datamodule: pl.LightningDataModule) -> Samples:
     if images.ndim == len(spec.shape) and spec.shape[0] == 1:
         images = images[..., None]  # MedMNIST's layout of grey images
     wanted = (*spec.shape[1:], spec.shape[0])
-    if images.shape[1:] != wanted or len(images) == 0:
+    if len(images) == 0:
+        raise UserError(f"samples={path} holds no images")
+    if images.shape[1:] != wanted:
         raise UserError(
             f"samples={path}: images of shape {images.shape}, but (N, {', '.join(map(str, wanted))}) is needed to "
             f"compare them with {datamodule.source}"
@@ -217,6 +178,7 @@ def _read(path: Path, datamodule: pl.LightningDataModule) -> Samples:
     return Samples(
         torch.from_numpy(images).movedim(-1, 1).contiguous(),
         None if labels is None else _labels(path, labels, len(images), spec),
+        torch.arange(len(images)),
         {"samples": str(path), "sha256": digest, "images": len(images)},
     )
 
@@ -233,12 +195,3 @@ def _labels(path: Path, labels: np.ndarray, n: int, spec: DataSpec) -> Tensor | 
             f"samples={path}: labels from {labels.min()} to {labels.max()}, but the classes are 0 to {spec.classes - 1}"
         )
     return torch.from_numpy(labels.reshape(-1).astype(np.int64))
-
-
-def _choice(node: DictConfig | None) -> dict[str, Any] | None:
-    """A group's choice, as plain values: its class, and its keys."""
-    if not node:
-        return None
-    values = OmegaConf.to_container(node, resolve=True)
-    name = values["_target_"].rsplit(".", 1)[-1]
-    return {"name": name, **{key: value for key, value in values.items() if not key.startswith("_")}}

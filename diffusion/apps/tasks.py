@@ -39,6 +39,8 @@ def main(arguments: Sequence[str]) -> None:
     pairs = parse(overrides)
     if OmegaConf.is_missing(config, "run") and "run" not in pairs:
         raise UserError(f"{task} needs run=RUN_DIR, the folder that train.py printed")
+    if "samples" in config and not {"run", "samples", "compare"} & pairs.keys():
+        raise UserError(f"{task} needs run=RUN_DIR, or samples=FILE.npz dataset=NAME: one of the two")
     groups = [key for key in config if (CONF / key).is_dir()]
     inherited = [group for group in groups if config[group] is None]
     for group in set(groups) - set(inherited):

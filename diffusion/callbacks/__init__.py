@@ -3,6 +3,7 @@
 from diffusion.callbacks.budget import Budget
 from diffusion.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints
 from diffusion.callbacks.ema import EMA
+from diffusion.callbacks.evaluation import Evaluation
 from diffusion.callbacks.latent_statistics import LatentStatistics
 from diffusion.callbacks.learning_rate import LearningRate
 from diffusion.callbacks.loss_figure import LossFigure
@@ -18,6 +19,7 @@ __all__ = [
     "AtomicCheckpointIO",
     "Budget",
     "Checkpoints",
+    "Evaluation",
     "LatentStatistics",
     "LearningRate",
     "LossFigure",

@@ -31,7 +31,7 @@ class Budget(pl.Callback):
         return cls(trainer.max_steps, _seconds(trainer.max_time))
 
     def end(self) -> None:
-        """Let the next step be the last, whatever the limits."""
+        """Whatever the limits, the run has reached its end."""
         self.ended = True
 
     def elapsed(self) -> float:
@@ -55,7 +55,8 @@ class Budget(pl.Callback):
         return {"elapsed": self.elapsed(), "ended": self.ended}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._used, self.ended = state_dict["elapsed"], state_dict["ended"]
+        # Checkpoints that were written before a run could be ended have no such key.
+        self._used, self.ended = state_dict["elapsed"], state_dict.get("ended", False)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._since = time.monotonic()

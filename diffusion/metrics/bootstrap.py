@@ -25,7 +25,7 @@ class Estimate(NamedTuple):
     value: the statistic T of the sets.
     influences: for each set that counts as a sample, the empirical influence function at each of its images, (N,): the
         derivative of T when a small share of the set is moved onto that image (Hampel 1974). Its mean is 0.
-    least: the smallest value that T can have.
+    least, most: the smallest and the largest value that T can have.
 
     To first order, T of resampled sets is T plus the mean influence of the images drawn. Resampling this linear part
     (the infinitesimal jackknife: Jaeckel 1972; Efron 1982, chapter 6) costs little. It is also sounder than computing T
@@ -36,6 +36,7 @@ class Estimate(NamedTuple):
     value: float
     influences: tuple[np.ndarray, ...]
     least: float = -np.inf
+    most: float = np.inf
 
     def within(self, *strata: ArrayLike | None) -> Estimate:
         """The same, of sets whose numbers of each class are no chance: they are resampled within classes.
@@ -57,13 +58,17 @@ class Estimate(NamedTuple):
         The ends are quantiles (1 - confidence) / 2 and (1 + confidence) / 2 over `resamples` draws of each set with
         replacement. They cover the value that is expected of sets of these sizes, and depend on the influences and
         seed alone. Where there is no spread, or it is unknown (a single image, an infinite or NaN value), both ends are
-        the value.
+        the value; but for a share of 0 or 1 of N images the interval of Clopper and Pearson 1934 is known.
         """
         from scipy.stats import bootstrap
 
         spread = [influence for influence in self.influences if np.ptp(influence) > 0]
         if not np.isfinite(self.value) or not spread:
-            return Interval(self.value, self.value, self.value)
+            low = high = self.value
+            if (self.least, self.most) == (0, 1) and self.value in (0, 1):
+                reach = 1 - ((1 - confidence) / 2) ** (1 / len(self.influences[0]))
+                low, high = (1 - reach, 1.0) if self.value == 1 else (0.0, reach)
+            return Interval(self.value, low, high)
 
         def total(*drawn: np.ndarray, axis: int) -> np.ndarray:
             return sum(part.mean(axis) for part in drawn)
@@ -80,7 +85,7 @@ class Estimate(NamedTuple):
         ).confidence_interval
         # The value lies between, but for rounding where all images have the same influence.
         low, high = min(0.0, float(ends.low)), max(0.0, float(ends.high))
-        return Interval(self.value, max(self.least, self.value + low), self.value + high)
+        return Interval(self.value, max(self.least, self.value + low), min(self.most, self.value + high))
 
 
 def mean_of(values: ArrayLike) -> Estimate:
@@ -88,6 +93,11 @@ def mean_of(values: ArrayLike) -> Estimate:
     values = np.asarray(values, dtype=np.float64)
     mean = float(values[0]) if values.min() == values.max() else float(values.mean())
     return Estimate(mean, (values - mean if np.isfinite(mean) else np.zeros(len(values)),))
+
+
+def share_of(held: ArrayLike) -> Estimate:
+    """The share of N images of which something holds, held bool (N,)."""
+    return mean_of(held)._replace(least=0.0, most=1.0)
 
 
 def interval(values: ArrayLike, confidence: float = 0.95, resamples: int = 1000, seed: int = 0) -> Interval:

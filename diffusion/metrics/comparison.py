@@ -32,6 +32,9 @@ def compared(
         left_out["fid"] = f"a covariance of {size} features takes more images than {fewest}"
     try:
         found["kid"] = kernel_estimate(generated, real)
+    except UserError as error:
+        left_out["kid"] = str(error)
+    try:
         found |= manifold_estimates(generated.cpu().numpy(), real.cpu().numpy())
     except UserError as error:
         left_out |= {name: str(error) for name in FEATURE_METRICS if name not in found | left_out}

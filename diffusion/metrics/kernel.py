@@ -17,9 +17,10 @@ def kernel_estimate(features_a: Tensor, features_b: Tensor) -> Estimate:
     """The squared maximum mean discrepancy under k(x, y) = (x'y / E + 1)^3 of features (N, E) and (M, E), in float64.
 
     mean_{i != j} k(a_i, a_j) + mean_{i != j} k(b_i, b_j) - 2 mean_{i, j} k(a_i, b_j), the KID of Bińkowski et al. 2018
-    over all pairs, where others average over random subsets: no bias at any N, and below 0 as often as above for equal
-    distributions. The influence of a_i is twice the mean of k(a_i, .) over the rest of a, less that over b (its
-    Hájek projection). All pairs are visited in blocks. Raises UserError for fewer than two samples.
+    over all pairs, where others average over random subsets. Its mean over independent draws is the distance of the
+    distributions, whatever N; so for equal ones it is often below 0. The influence of a_i is twice the mean of
+    k(a_i, .) over the rest of a, less that over b (its Hájek projection). All pairs are visited in blocks.
+    Raises UserError for fewer than two samples.
     """
     for features in (features_a, features_b):
         if len(features) < 2:

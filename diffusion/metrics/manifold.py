@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion.errors import UserError
-from diffusion.metrics.bootstrap import Estimate, mean_of
+from diffusion.metrics.bootstrap import Estimate, mean_of, share_of
 from diffusion.metrics.neighbours import nearest
 
 PRECISION_K, DENSITY_K = 3, 5
@@ -50,8 +50,8 @@ def manifold_estimates(generated: NDArray, real: NDArray) -> dict[str, Estimate]
 
     found = np.concatenate(list(pairwise_distances_chunked(generated, real, reduce_func=block, working_memory=MEMORY)))
     return {
-        "precision": mean_of(found[:, 0]),
-        "recall": mean_of(recalled),
+        "precision": share_of(found[:, 0]),
+        "recall": share_of(recalled),
         "density": mean_of(found[:, 1]),
-        "coverage": mean_of(covered),
+        "coverage": share_of(covered),
     }

@@ -69,11 +69,18 @@ class Model(ABC):
     ) -> list[pl.Callback]:
         """What this kind of model does while it trains, beyond what every run does."""
 
-    def generative(self, spec: DataSpec, checkpoint: Callable[[], Mapping[str, Any]]) -> GenerativeModel:
-        """The trained model with the config's sampler, grid and guidance. Raises UserError if it makes no images."""
-        raise UserError(
+    def classes(self, spec: DataSpec) -> int | None:
+        """The classes that images can be asked of, or None. Raises UserError if the model makes no images."""
+        raise UserError(self._makes_no_images())
+
+    def _makes_no_images(self) -> str:
+        return (
             f"a run of {self.config.experiment} makes no images from noise: use `python -m diffusion {self.next_task}`"
         )
+
+    def generative(self, spec: DataSpec, checkpoint: Callable[[], Mapping[str, Any]]) -> GenerativeModel:
+        """The trained model with the config's sampler, grid and guidance. Raises UserError if it makes no images."""
+        raise UserError(self._makes_no_images())
 
     @abstractmethod
     def trained_codec(self, spec: DataSpec, checkpoint: Callable[[], Mapping[str, Any]]) -> Codec:

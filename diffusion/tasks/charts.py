@@ -67,6 +67,6 @@ def _points(figures: Mapping[str, Any]) -> list[tuple[str, Mapping[str, float], 
     points = []
     for reference, figure in figures.items():
         points.append((f"to {reference}", figure, GENERATED))
-        if figure["floor"]:
+        if figure.get("floor"):
             points.append((f"to {reference}\n(real)", figure["floor"], REAL))
     return points

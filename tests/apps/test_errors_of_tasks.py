@@ -66,6 +66,7 @@ SAMPLING = [
     ("label=seven", "give a class index"),
     ("label=[]", "give a class index"),
     ("label=true", "give a class index"),
+    ("checkpoint=first", "checkpoints holds best, last, previous"),
     ("device=tpu", "device=tpu is not here; there are: cpu"),
     ("sampler=hein", "did you mean heun?"),
     ("sampler=euler", "there are: ddim, ddpm"),

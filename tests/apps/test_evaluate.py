@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from datamodules.digits import Digits
-from diffusion.apps import subject as subject_module
+from diffusion.apps import drawn
+from diffusion.apps.drawn import in_proportion
 from tests.commands import diffusion, refusal
 from tests.training import run_training
 
@@ -62,7 +63,7 @@ def test_figures_of_a_file(file, tmp_path, digits):
     assert fid["value"] < fid["floor"]["value"]
     assert found["metrics"]["precision"]["test"]["value"] == 1.0
     assert "smaller than the window" in found["left_out"]["ms_ssim"]
-    assert found["left_out"]["3: fid"].startswith("against")  # 45 images of a class, 128 features
+    assert found["left_out"]["3: fid, test"].startswith("a covariance")  # 45 images of a class, 128 features
     assert set(found["classes"]) == {*"0123456789"} and "kid" in found["classes"]["3"]["metrics"]
     rows = list(csv.DictReader((tmp_path / "out" / "cases.csv").open()))
     assert len(rows) == 450 and [row["nearest_test_id"] for row in rows[:3]] == ["0", "2", "4"]
@@ -88,19 +89,22 @@ def test_the_domain_extractor_reads_the_classes(file, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_is_drawn_once_and_as_sample_draws_it(run, tmp_path, monkeypatch):
+def test_a_run_is_drawn_once_and_as_sample_draws_it(run, digits, tmp_path, monkeypatch):
     words = [f"run={run}", *QUICK]
     first = evaluated(tmp_path / "first", *words, "n=12")
     generated = first["receipt"]["generated"]
     assert generated["step"] == 2 and generated["sampler"]["name"] == "dpmpp_2m" and generated["grid"]["steps"] == 2
     assert generated["guidance"]["scale"] > 1 and generated["ema"] == 0.998 and len(generated["weights"]) == 16
-    diffusion("sample", f"run={run}", "n=20", "batch_size=7", f"out={tmp_path / 'sample'}", "device=cpu")
+    labels = in_proportion(20, digits.split("train").labels.bincount().tolist()).tolist()
+    words = [f"label={labels}".replace(" ", ""), "n=20", "batch_size=7", "device=cpu"]
+    diffusion("sample", f"run={run}", *words, f"out={tmp_path / 'sample'}")
+    words = [f"run={run}", *QUICK]
     evaluated(tmp_path / "more", *words, "n=20", "batch_size=5")
     (kept,) = (tmp_path / "cache").glob("drawn_*.npz")
-    with np.load(kept) as drawn, np.load(tmp_path / "sample" / "samples.npz") as sampled:
-        assert np.array_equal(drawn["images"], sampled["images"])
+    with np.load(kept) as first_drawn, np.load(tmp_path / "sample" / "samples.npz") as sampled:
+        assert np.array_equal(first_drawn["images"], sampled["images"])
     # All is there now: nothing is drawn again.
-    monkeypatch.setattr(subject_module, "sample", None)
+    monkeypatch.setattr(drawn, "sample", None)
     again = evaluated(tmp_path / "again", *words, "n=12")
     for name, figures in first["metrics"].items():
         assert again["metrics"][name]["test"]["value"] == pytest.approx(figures["test"]["value"], rel=1e-5), name
@@ -108,16 +112,43 @@ def test_a_run_is_drawn_once_and_as_sample_draws_it(run, tmp_path, monkeypatch):
         evaluated(tmp_path / "other", *words, "n=12", "seed=1")
 
 
-@pytest.mark.slow
-def test_neither_batches_nor_where_samples_come_from_change_a_figure(run, tmp_path):
-    diffusion("sample", f"run={run}", "n=80", f"out={tmp_path / 'sample'}", "device=cpu")
-    a = evaluated(tmp_path / "a", f"run={run}", *QUICK, "n=80")
-    b = evaluated(
-        tmp_path / "b", f"samples={tmp_path / 'sample' / 'samples.npz'}", "dataset=digits", *QUICK, "batch_size=7"
-    )
+def test_classes_are_drawn_in_proportion():
+    counts = [50, 30, 15, 5]
+    labels = in_proportion(1000, counts)
+    assert labels.bincount().tolist() == pytest.approx([10 * count for count in counts], abs=2)
+    assert torch.equal(in_proportion(100, counts), labels[:100])
+    assert labels[:40].bincount(minlength=4).tolist() == pytest.approx([20, 12, 6, 2], abs=2)
+
+
+def test_a_damaged_cache_is_drawn_again_and_a_longer_one_kept(tmp_path, caplog):
+    images = torch.arange(5 * 64, dtype=torch.int64).to(torch.uint8).view(5, 1, 8, 8)
+    path = tmp_path / "cache" / "drawn.npz"
+    drawn.keep(path, images)
+    drawn.keep(path, images[:3])
+    assert torch.equal(drawn.kept(path, (1, 8, 8)), images)
+    assert len(drawn.kept(path, (3, 8, 8))) == 0 and "other images" in caplog.text
+    path.write_bytes(path.read_bytes()[:200])
+    assert len(drawn.kept(path, (1, 8, 8))) == 0 and "drawn again" in caplog.text
+
+
+def test_batches_change_no_figure(file, tmp_path):
+    words = [f"samples={file}", "dataset=digits", *QUICK, "n=80"]
+    a, b = (evaluated(tmp_path / str(size), *words, f"batch_size={size}") for size in (256, 7))
     for name, figures in a["metrics"].items():
         for split, figure in figures.items():
             assert b["metrics"][name][split]["value"] == pytest.approx(figure["value"], rel=1e-3, abs=1e-6), name
+
+
+def test_a_part_of_a_file_is_spread_over_it(file, tmp_path):
+    evaluated(tmp_path / "out", f"samples={file}", "dataset=digits", *QUICK, "n=3")
+    assert [row["id"] for row in csv.DictReader((tmp_path / "out" / "cases.csv").open())] == ["0", "224", "449"]
+
+
+def test_samples_without_labels(tmp_path, digits):
+    file = save_samples(tmp_path / "samples.npz", digits.split("test").images[:90])
+    found = evaluated(tmp_path / "out", f"samples={file}", "dataset=digits", "extractor.steps=20", "device=cpu")
+    assert found["classes"] == {} and "label_accuracy" not in found["metrics"]
+    assert "generated" in found["metrics"]["inception_score"] and (tmp_path / "out" / "metrics.png").is_file()
 
 
 def test_data_without_labels_and_volumes(tmp_path):
@@ -129,7 +160,7 @@ def test_data_without_labels_and_volumes(tmp_path):
     file = save_samples(tmp_path / "samples.npz", torch.from_numpy(arrays["val_images"])[:, None])
     words = [f"samples={file}", "dataset=npz", f"dataset.path={tmp_path / 'data.npz'}"]
     found = evaluated(tmp_path / "out", *words, *QUICK)
-    assert found["classes"] == {} and "kid" in found["metrics"] and "fid" in found["left_out"]
+    assert found["classes"] == {} and "kid" in found["metrics"] and "fid, test" in found["left_out"]
     assert (tmp_path / "out" / "samples.png").is_file()
 
 
@@ -188,7 +219,7 @@ BAD_FILES = {
     ),
     "float": (lambda x: {"images": x / 255.0}, "float64, but uint8 is needed"),
     "shape": (lambda x: {"images": x[:, :4]}, "(N, 8, 8, 1) is needed"),
-    "empty": (lambda x: {"images": x[:0]}, "(N, 8, 8, 1) is needed"),
+    "empty": (lambda x: {"images": x[:0]}, "holds no images"),
     "labels": (lambda x: {"images": x, "labels": np.full(len(x), 10)}, "the classes are 0 to 9"),
     "few": (lambda x: {"images": x, "labels": np.zeros(3, int)}, "one whole number an image"),
     "none": (lambda x: {"pictures": x}, "cannot be read as an npz file"),

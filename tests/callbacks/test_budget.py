@@ -94,6 +94,12 @@ def test_an_early_end_is_kept_in_the_checkpoint():
     assert ended.reached(5) and again.reached(5)
 
 
+def test_a_checkpoint_without_the_key_of_an_early_end():
+    budget = Budget(100, 60.0)
+    budget.load_state_dict({"elapsed": 30.0})
+    assert budget.elapsed() == 30.0 and not budget.reached(50)
+
+
 def test_no_limit_is_never_reached():
     assert not Budget(None, None).reached(10**9)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from diffusion.metrics import Interval, interval
-from diffusion.metrics.bootstrap import Estimate, mean_of
+from diffusion.metrics.bootstrap import Estimate, mean_of, share_of
 
 
 @pytest.mark.parametrize(("confidence", "z"), [(0.95, 1.96), (0.6827, 1.0)])
@@ -63,3 +63,10 @@ def test_classes_whose_numbers_are_no_chance_are_resampled_within():
 def test_a_figure_that_cannot_be_negative_has_no_negative_end():
     estimate = Estimate(0.1, (np.array([-3.0, 3.0, -1.0, 1.0]),), least=0.0)
     assert estimate.interval().low == 0.0 and estimate._replace(least=-math.inf).interval().low < 0
+
+
+@pytest.mark.parametrize(("held", "low", "high"), [([True] * 20, 0.8316, 1.0), ([False] * 20, 0.0, 0.1684)])
+def test_a_share_of_all_or_none_has_the_exact_interval(held, low, high):
+    """Clopper and Pearson for 20 of 20, as in tables."""
+    found = share_of(held).interval()
+    assert (found.low, found.high) == pytest.approx((low, high), abs=1e-4)

@@ -107,8 +107,8 @@ def test_images_without_contrast_are_not_amplified():
 def test_blocks_change_nothing(monkeypatch):
     queries, points, done = images(9, 2, 20, 17), images(25, 2, 20, 17, seed=1), []
     whole = PixelNeighbours(points)(queries)
-    monkeypatch.setattr(pixel_neighbours, "QUERIES", 4)
-    monkeypatch.setattr(pixel_neighbours, "PIXELS", 2000)
+    one = 2 * 20 * 17 + 2 * 8 * 8 * 36
+    monkeypatch.setattr(pixel_neighbours, "VALUES", {"search": 4 * one, "compare": 2000})
     parts = PixelNeighbours(points)(queries, on_batch=done.append)
     assert done == [4, 8, 9]
     assert parts.places.tolist() == whole.places.tolist()

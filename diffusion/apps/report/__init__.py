@@ -61,7 +61,7 @@ def page_of(run: Run, config: DictConfig, device: Any) -> dict[str, Any]:
     compresses = not generates or run.config.data.codec_fingerprint is not None
     datamodule, reason = data(run, config)
     content, problem = weights(run)
-    position = None if content is None else (content["global_step"], content["callbacks"]["Budget"]["elapsed"])
+    position = None if content is None else (content["global_step"], content["callbacks"]["Budget"])
     own = own_receipt(run.under(config), config, position)
     samples = None
     if generates and content is not None:
@@ -175,7 +175,7 @@ def newest_picture(run: Run) -> pictures.Picture | None:
     return pictures.from_file(drawn[-1], alt) if drawn else None
 
 
-def own_receipt(run: Run, config: DictConfig, position: tuple[int, float] | None) -> dict[str, Any]:
+def own_receipt(run: Run, config: DictConfig, position: tuple[int, dict[str, Any]] | None) -> dict[str, Any]:
     """How the samples on the page were drawn."""
     choices = {key: run.config.get(key) for key in ("sampler", "grid", "guidance")}
     return {

@@ -106,13 +106,13 @@ def limits(trainer: DictConfig) -> str:
     return " or ".join(ends)
 
 
-def trained(run: Run, position: tuple[int, float] | None) -> tuple[str, bool]:
-    """How far the run is, in words, and whether it has reached its limits."""
+def trained(run: Run, position: tuple[int, dict[str, Any]] | None) -> tuple[str, bool]:
+    """How far the run is, in words, and whether it has reached its end; position is its step and the budget's state."""
     if position is None:
         return "no checkpoint yet", False
-    step, elapsed = position
+    step, state = position
     budget = Budget.of(run.config.trainer)
-    budget.load_state_dict({"elapsed": elapsed, "ended": False})
+    budget.load_state_dict(state)
     finished = budget.reached(step)
-    clock = timedelta(seconds=round(elapsed))
-    return f"{step:,} steps in {clock}" + ("" if finished else ", not finished"), finished
+    how = ", ended because it had begun to copy" if budget.ended else "" if finished else ", not finished"
+    return f"{step:,} steps in {timedelta(seconds=round(budget.elapsed()))}{how}", finished

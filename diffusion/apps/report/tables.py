@@ -84,10 +84,11 @@ def quality_badge(metrics: Mapping[str, Any]) -> Badge | None:
     if not is_figure(figure):
         return None
     floor = figure.get("floor")
-    if not is_figure(floor):
+    # Of another number of images its bias is another.
+    if not is_figure(floor) or floor["n"] != figure["n"]:
         return Badge("FID", with_interval(figure))
     reached = figure["low"] <= floor["high"]
-    text = f"{number(figure['value'])}, {'at' if reached else 'above'} the floor of {number(floor['value'])}"
+    text = f"{number(figure['value'])}, {'not above' if reached else 'above'} the floor of {number(floor['value'])}"
     return Badge("FID", text, "good" if reached else "open")
 
 
