@@ -286,13 +286,13 @@ def percent(found: Interval) -> str:
 def report(metrics: dict[str, Any]) -> None:
     """What was found, one a line."""
     shares = {
-        "copies": "images that are flagged as copies of training images",
-        "held_out_flagged": "held-out images that are flagged",
-        "planted_flagged": "lightly changed training images that are flagged",
+        "copies": "images are flagged as copies of training images",
+        "held_out_flagged": "held-out images are flagged",
+        "planted_flagged": "lightly changed training images are flagged",
     }
     for key, text in shares.items():
         found = metrics[key]
-        log.info("%24s  %s of %d", percent(Interval(*(found[k] for k in Interval._fields))), text, found["n"])
+        log.info("%24s  of %d %s", percent(Interval(*(found[k] for k in Interval._fields))), found["n"], text)
     if found := metrics["membership"]:
         log.info(
             "%.3f (%.3f to %.3f)  membership AUROC; 0.5 tells nothing", found["value"], found["low"], found["high"]

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-MOST_VALUES = 1 << 22
+MOST_VALUES = 1 << 20
 """Resampled values that are in memory at once."""
 
 

@@ -104,7 +104,7 @@ def test_planted_copies_fail_the_gate_when_all_is_written(file, tmp_path, plante
     shares = [row["flagged"] == "1" for row in held_out]
     assert len(held_out) == found["held_out_flagged"]["n"]
     assert np.mean(shares) == pytest.approx(found["held_out_flagged"]["value"])
-    assert "lightly changed training images that are flagged of 200" in caplog.text
+    assert "of 200 lightly changed training images are flagged" in caplog.text
     for picture in ("pairs.png", "ratios.png"):
         with Image.open(out / picture) as image:
             assert image.width > 600 and np.asarray(image.convert("L")).std() > 10
@@ -138,8 +138,8 @@ def volumes(tmp_path) -> Path:
     """Volumes without labels."""
     rng = np.random.default_rng(0)
     arrays = {}
-    for split, n in {"train": 60, "val": 30, "test": 30}.items():
-        arrays[f"{split}_images"] = rng.integers(0, 256, (n, 8, 9, 8), dtype=np.uint8)
+    for split, n in {"train": 20, "val": 10, "test": 10}.items():
+        arrays[f"{split}_images"] = rng.integers(0, 256, (n, 6, 7, 6), dtype=np.uint8)
     np.savez(tmp_path / "volumes.npz", **arrays)
     return tmp_path / "volumes.npz"
 

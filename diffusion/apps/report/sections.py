@@ -47,7 +47,7 @@ def evaluation_of(part: Part) -> dict[str, Any]:
     name = found["receipt"]["extractor"]["name"]
     return {
         "caption": f"{found['n']:,} generated images, compared by features of the extractor {name}. The floor is what "
-        "real images of another split score in place of generated ones: no model can be expected to be better. In "
+        "real images of another split score in place of generated ones: a model can hardly be better. In "
         "the drawing, with a stroke at 0, the figure is above, the floor, hollow, below. n images are held against m "
         "real ones.",
         "rows": tables.metric_rows(metrics),

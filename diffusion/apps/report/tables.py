@@ -115,6 +115,7 @@ def audit_rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = [
         ("generated images flagged", percent(found["copies"])),
         ("held-out real images flagged", percent(found.get("held_out_flagged"))),
+        ("lightly changed training images found", percent(found.get("planted_flagged"))),
         ("membership AUROC (0.5: nothing is given away)", with_interval(found.get("membership"))),
     ]
     for kind in ("pixel", "feature"):
