@@ -129,11 +129,17 @@ def test_a_class_without_test_images_has_no_recall():
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "said"), [(0.01, 0.1, "helps"), (-0.1, -0.01, "hurts"), (-0.1, 0.1, "no sure difference")]
+    ("low", "high", "p", "said"),
+    [
+        (0.01, 0.1, 0.01, "helps"),
+        (-0.1, -0.01, 0.01, "hurts"),
+        (-0.1, 0.1, 0.9, "no sure difference"),
+        (0.01, 0.1, 0.04, "no sure difference"),  # the best of three by chance
+    ],
 )
-def test_the_sentence_says_which_side_of_0_the_interval_is_on(low, high, said):
+def test_the_sentence_says_on_which_side_of_0_it_is_for_sure(low, high, p, said):
     arms = {"real": {"accuracy": {"value": 0.8}}, "both": {"accuracy": {"value": 0.85}}}
-    change = {"value": (low + high) / 2, "low": low, "high": high, "p": 0.04}
+    change = {"value": (low + high) / 2, "low": low, "high": high, "p": p}
     line = verdict("10", {"best": "both", "arms": arms, "differences": {"both": {"accuracy": change}}})
     assert line.startswith("10 labels a class") and said in line and "both 0.850, real 0.800" in line
 
