@@ -76,6 +76,13 @@ def npz(tmp_path) -> Path:
     return tmp_path / "data.npz"
 
 
+def of_npz(path: Path) -> Path:
+    """The test split of such a file, in the layout that `sample` writes."""
+    with np.load(path) as arrays:
+        np.savez(path.parent / "samples.npz", images=arrays["test_images"], labels=arrays["test_labels"][:, 0])
+    return path.parent / "samples.npz"
+
+
 def test_the_pages_hold_commands_to_test():
     assert len(commands("python train.py")) >= 8
     assert len(commands("python -m diffusion")) >= 3
@@ -107,7 +114,7 @@ def test_the_command_for_a_file_of_ones_own_trains(npz, tmp_path):
 
 
 @pytest.mark.parametrize("command", commands("python -m diffusion"))
-def test_task_commands_run(command, runs, samples, results, tmp_path):
+def test_task_commands_run(command, runs, samples, results, npz, tmp_path):
     task, *words = shlex.split(command)[3:]
     if "--help" in words or "codec=diffusers" in words:
         return  # tests/apps/test_cli.py, and test_latent.py, which makes such an autoencoder, run these
@@ -115,14 +122,16 @@ def test_task_commands_run(command, runs, samples, results, tmp_path):
     words = [re.sub(r"^run=.*", f"run={runs[kind]}", word) for word in words]
     words = [re.sub(r"^codec.run=.*", f"codec.run={runs['vae']}", word) for word in words]
     words = [re.sub(r"^n=.*", "n=4", word) for word in words]
-    words = [re.sub(r"^samples=.*", f"samples={samples}", word) for word in words]
+    elsewhere = of_npz(npz) if "dataset=npz" in words else samples
+    words = [re.sub(r"^samples=.*", f"samples={elsewhere}", word) for word in words]
+    words = [re.sub(r"^dataset.path=.*", f"dataset.path={npz}", word) for word in words]
     words = [re.sub(r"^max_copies=.*", "max_copies=1", word) for word in words]
     words = [word.replace("[A,B]", f"[{results},{results}]") for word in words]
-    tasks.main([task, *words, *QUICK.get(task, []), f"out={tmp_path}", "device=cpu"])
+    tasks.main([task, *words, *QUICK.get(task, []), f"out={tmp_path / 'out'}", "device=cpu"])
     if task == "report":
-        assert (tmp_path / "report.html").is_file()
+        assert (tmp_path / "out" / "report.html").is_file()
     elif "compare" not in command:
-        assert list(tmp_path.glob("*.png")) and (tmp_path / "metrics.json").is_file()
+        assert list((tmp_path / "out").glob("*.png")) and (tmp_path / "out" / "metrics.json").is_file()
 
 
 def test_make_targets_and_pip_lines_agree():

@@ -139,7 +139,11 @@ def test_finished_run_says_so_and_does_nothing(again, tmp_path):
 
 @pytest.mark.parametrize("change", ["trainer.max_steps=4", "trainer.max_time=00:00:00:01"])
 def test_smaller_limit_is_finished_too(again, change, monkeypatch):
-    monkeypatch.setattr("diffusion.apps.train.Run.position", lambda run, checkpoint: (STEPS, 1.5))
+    def position_after_some_time(run, checkpoint, budget):
+        budget.load_state_dict({"elapsed": 1.5})
+        return STEPS
+
+    monkeypatch.setattr("diffusion.apps.train.Run.position", position_after_some_time)
     run = again(change)
     assert position(run) == STEPS
 
