@@ -14,6 +14,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from datamodules.batch import DataSpec
+from diffusion.augmentations import Augmentation
 from diffusion.callbacks import EMA, Budget, Previews
 from diffusion.codecs import Codec
 from diffusion.denoiser import NetworkDenoiser
@@ -90,7 +91,7 @@ class Diffusion(Model):
         """The denoiser with its initial weights."""
         config = self.config
         shape = self.codec.for_images(spec.shape).latent_shape(spec.shape)
-        augmentation = self.augmentation
+        augmentation = self.augmentation(spec)
         torch.manual_seed(seed_of(config.seed, "weights"))
         network = factory(config.network)(
             in_channels=shape[0],
@@ -105,9 +106,13 @@ class Diffusion(Model):
             network=network,
         )
 
-    @property
-    def augmentation(self) -> Any:
-        return instantiate(self.config.augmentation) if self.config.augmentation else None
+    def augmentation(self, spec: DataSpec) -> Augmentation | None:
+        """What changes the training images, or None. Raises UserError if it cannot change images of this shape."""
+        if not self.config.augmentation:
+            return None
+        augmentation = factory(self.config.augmentation)()
+        augmentation.check(spec.shape)
+        return augmentation
 
     def module(self, datamodule: pl.LightningDataModule) -> DiffusionModule:
         return DiffusionModule(
@@ -115,7 +120,7 @@ class Diffusion(Model):
             codec=self.codec,
             objective=instantiate(self.config.objective),
             optimizer=factory(self.config.optimizer),
-            augmentation=self.augmentation,
+            augmentation=self.augmentation(datamodule.spec),
             target=self.target,
             condition=self.condition,
             label_dropout=self.label_dropout,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from diffusion.augmentations import Affine
+from diffusion.augmentations import Augmentation
 from diffusion.codecs import Codec
 from diffusion.denoiser import NetworkDenoiser
 from diffusion.errors import UserError
@@ -25,12 +25,14 @@ class DiffusionModule(pl.LightningModule):
     """Trains a denoiser on what the codec draws from batch[target], its moments of the images.
 
     Times, noise and dropped labels of a training step depend on (seed, optimizer step, place in the global batch);
-    those of validation on the place in the validation set alone, so that the curves of all runs compare.
+    augmentation on the seed and the sample's place in the endless stream of training samples, which is its epoch and
+    its place in it; those of validation on the place in the validation set alone, so that the curves of all runs
+    compare.
 
     Args:
         denoiser, codec, objective: see their packages.
         optimizer: parameters -> optimizer.
-        augmentation: changes the training images and says how, or None; see its package.
+        augmentation: changes the training images and may say how, or None; see its package.
         target: the batch's key that is diffused.
         condition: the batch's keys that the network is told; a key that the data lack is left out.
         label_dropout: probability with which a sample is trained without its condition.
@@ -45,7 +47,7 @@ class DiffusionModule(pl.LightningModule):
         codec: Codec,
         objective: Objective,
         optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer],
-        augmentation: Affine | None = None,
+        augmentation: Augmentation | None = None,
         target: str = "image",
         condition: Sequence[str] = ("label",),
         label_dropout: float = 0.1,
@@ -84,8 +86,12 @@ class DiffusionModule(pl.LightningModule):
         images = batch[self.target]
         cond = self._condition(batch)
         if self.augmentation:
-            draws = normal_block((*key, "augmentation"), first, count, (self.augmentation.draws,), images.device)
-            images, cond["augmentation"] = self.augmentation(images, draws)
+            # The loader deals out its stream in whole batches: see datamodules/order.py.
+            place = self.global_step * total + first
+            draws = normal_block((self.seed, "augmentation"), place, count, (self.augmentation.draws,))
+            images, told = self.augmentation(images, draws.to(images.device))
+            if self.augmentation.values:
+                cond["augmentation"] = told
         if self.label_dropout > 0:
             cond["drop"] = (uniform((*key, "drop"), first, count) < self.label_dropout).to(images.device)
         losses, _ = self._losses(images, cond, key, first, total=total)

@@ -9,7 +9,9 @@ import torch
 from omegaconf import OmegaConf
 
 from datamodules.batch import DataSpec
+from datamodules.order import EndlessBatches
 from diffusion.apps.config import CONF, choice_of
+from diffusion.augmentations import Geometry
 from diffusion.errors import UserError
 from diffusion.modules.diffusion import noise_bin_names
 from tests.training import built, losses, run_training, state
@@ -68,6 +70,52 @@ def test_numbers_differ_between_steps_seeds_and_samples(build):
     noise = first["noise"].flatten(1)
     correlation = torch.corrcoef(noise) - torch.eye(16)
     assert correlation.abs().max() < 0.6  # of 64 values each: 0.125 is one standard deviation
+
+
+def told_by_sample(build, n, images, batch_size, ranks=1, accumulate=1, **changes):
+    """What a module is told of each sample of an endless stream of `images` images of n: {(epoch, index): numbers}."""
+    module, found, seen = build(**changes), {}, [0] * n
+    loaders = [
+        iter(EndlessBatches(n, batch_size, seed=0, rank=rank, world_size=ranks, accumulate=accumulate))
+        for rank in range(ranks)
+    ]
+    pictures = batch_of(n)
+    for step in range(images // batch_size):
+        for micro in range(accumulate):
+            for rank in range(ranks):
+                module._trainer = SimpleNamespace(
+                    accumulate_grad_batches=accumulate, world_size=ranks, global_rank=rank, global_step=step
+                )
+                indices = next(loaders[rank])
+                module.training_step(part(pictures, indices), step * accumulate + micro)
+                for index, told in zip(indices.tolist(), module.objective.calls[-1]["augmentation"], strict=True):
+                    found[seen[index], index] = told.tolist()
+                    seen[index] += 1
+    return found
+
+
+def test_a_samples_augmentation_depends_on_seed_epoch_and_sample_alone(build):
+    """Batches of other sizes, over the border of epochs, on any ranks and in any parts, change each sample alike."""
+    wanted = told_by_sample(build, n=10, images=48, batch_size=8)
+    assert len(wanted) == 48
+    for batch_size, ranks, accumulate in [(4, 1, 1), (12, 1, 1), (24, 1, 1), (24, 2, 1), (12, 1, 2), (24, 2, 2)]:
+        assert told_by_sample(build, 10, 48, batch_size, ranks, accumulate) == wanted, (batch_size, ranks, accumulate)
+    changed = {place: told for place, told in wanted.items() if any(told)}
+    assert len({tuple(told) for told in changed.values()}) == len(changed) > 10
+    assert told_by_sample(build, n=10, images=48, batch_size=8, seed=1) != wanted
+
+
+def test_augmentation_that_is_not_told_changes_the_images_alone(build):
+    module, batch = build(), batch_of(16)
+    module.augmentation = Geometry(flips=("x",))
+    module.codec.draw = lambda images, noise: drawn.append(images) or images
+    drawn = []
+    module.training_step(batch, 0)
+    assert "augmentation" not in module.objective.calls[0]
+    (images,), before = drawn, batch["image"]
+    mirrored = (images == before.flip(-1)).flatten(1).all(1)
+    assert (mirrored | (images == before).flatten(1).all(1)).all()
+    assert 0 < mirrored.sum() < 16
 
 
 def test_global_random_state_has_no_say(build):
