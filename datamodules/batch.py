@@ -13,7 +13,7 @@ class Batch(TypedDict, total=False):
 
     image: float32 (B, C, *S) in [-1, 1]; S is 2-D or 3-D. Of latent data the image's moments (see latents.py)
     label: int64 (B,) class index, or float32 (B, K) of zeros and ones where several classes hold at once
-    mask:  float32 (B, 1, *S) of zeros and ones
+    mask:  float32 (B, 1, *S) of class indices 0 .. K - 1: zeros and ones where there are two
     id:    int64 (B,) index within the split
     """
 
@@ -25,12 +25,18 @@ class Batch(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class DataSpec:
-    """What a network has to know of its data: shape (C, *S), and the classes, None without labels."""
+    """What a network has to know of its data: shape (C, *S), and the classes, None without labels.
+
+    ordinal: the classes are grades, in their order
+    mask_classes: of the masks' pixels, with that of nothing; None without masks
+    """
 
     shape: tuple[int, ...]
     classes: int | None
     class_names: tuple[str, ...] | None = None
     multi_label: bool = False
+    ordinal: bool = False
+    mask_classes: int | None = None
 
 
 class DataError(ValueError):

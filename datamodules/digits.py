@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from datamodules.memory import InMemoryDataModule
+from datamodules.base import ImageDataModule
 from datamodules.split import Split
 
 
-class Digits(InMemoryDataModule):
+class Digits(ImageDataModule):
     """Half of the digits for training and half for testing; a tenth of the training half validates.
 
     Images are uint8 (N, 1, 8, 8); the 17 grey levels 0 .. 16 are spread over 0 .. 255. The splits do not

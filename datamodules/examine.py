@@ -8,17 +8,26 @@ import torch
 from torch import Tensor
 
 from datamodules.batch import DataError, DataSpec
-from datamodules.split import SPLITS, Split
+from datamodules.split import LEVELS, SPLITS, Split
+from datamodules.stored import OnDisk, blocks_of
 
 
-def examine(source: str, splits: Mapping[str, Split], class_names: tuple[str, ...] | None = None) -> DataSpec:
+def examine(
+    source: str,
+    splits: Mapping[str, Split],
+    class_names: tuple[str, ...] | None = None,
+    ordinal: bool = False,
+    mask_classes: int | None = None,
+) -> DataSpec:
     """Hold the splits to the rules, and say what a network has to know of them.
 
-    The rules: train, val and test are there and not empty; images are uint8 (N, C, *S) of one shape in all
-    splits; either all splits have labels or none has, one per image; the training labels are 0 .. K - 1
+    The rules: train, val and test are there and not empty; images are uint8, or int16, (N, C, *S) of one shape
+    in all splits; either all splits have labels or none has, one per image; the training labels are 0 .. K - 1
     without a gap (K as many as there are class names, where they are known) and the other splits hold no
-    further ones; rows of several labels are zeros and ones of one width; masks are zeros and ones in the
-    shape of the images.
+    further ones; rows of several labels are zeros and ones of one width; masks are uint8 in the shape of the
+    images, and those of val and test hold no class that those of train lack.
+
+    mask_classes: of the masks, where it is known; else all of them are read
     DataError names the source, the split and the broken rule.
     """
     for name in SPLITS:
@@ -27,9 +36,10 @@ def examine(source: str, splits: Mapping[str, Split], class_names: tuple[str, ..
         _check_images(f"{source}, {name}", splits[name].images, splits["train"].images)
         _check_masks(f"{source}, {name}", splits[name], splits["train"])
     shape = tuple(splits["train"].images.shape[1:])
+    mask_classes = mask_classes or _count_mask_classes(source, splits)
     labels = {name: splits[name].labels for name in SPLITS}
     if all(value is None for value in labels.values()):
-        return DataSpec(shape, classes=None)
+        return DataSpec(shape, classes=None, mask_classes=mask_classes)
     for name in SPLITS:
         _check_labels(f"{source}, {name}", labels[name], labels["train"])
         check_count(f"{source}, {name}", splits[name])
@@ -39,7 +49,7 @@ def examine(source: str, splits: Mapping[str, Split], class_names: tuple[str, ..
         raise DataError(
             f"{source}, train: the labels span {classes} classes, but {len(class_names)} are known: check the file"
         )
-    return DataSpec(shape, classes, class_names, multi_label)
+    return DataSpec(shape, classes, class_names, multi_label, ordinal, mask_classes)
 
 
 def check_count(where: str, split: Split) -> None:
@@ -48,10 +58,14 @@ def check_count(where: str, split: Split) -> None:
         raise DataError(f"{where}: {len(split)} images but labels of shape {_size(split.labels)}: give one per image")
 
 
-def _check_images(where: str, images: Tensor, train: Tensor) -> None:
-    if images.dtype is not torch.uint8:
+def _check_images(where: str, images: Tensor | OnDisk, train: Tensor | OnDisk) -> None:
+    if images.dtype not in LEVELS:
         hint = "scale them to 0..255, round, and save them as uint8"
         raise DataError(f"{where}: images are {_name(images.dtype)}, but uint8 is needed: {hint}")
+    if images.dtype != train.dtype:
+        raise DataError(
+            f"{where}: images are {_name(images.dtype)}, but in train {_name(train.dtype)}: save them alike"
+        )
     if images.ndim not in (4, 5):
         raise DataError(
             f"{where}: images of shape {_size(images)} are neither 2-D (N, C, H, W) nor 3-D (N, C, D, H, W)"
@@ -72,8 +86,25 @@ def _check_masks(where: str, split: Split, train: Split) -> None:
         raise DataError(f"{where}: masks in one split and none in another: give them to all splits or to none")
     if split.masks.shape != (len(split), 1, *split.images.shape[2:]):
         raise DataError(f"{where}: masks of shape {_size(split.masks)} do not fit images {_size(split.images)}")
-    if split.masks.dtype is not torch.uint8 or split.masks.max() > 1:
-        raise DataError(f"{where}: masks must be uint8 zeros and ones")
+    if split.masks.dtype is not torch.uint8:
+        raise DataError(f"{where}: masks are {_name(split.masks.dtype)}, but must be uint8 class indices, 0, 1, ...")
+
+
+def _count_mask_classes(source: str, splits: Mapping[str, Split]) -> int | None:
+    if splits["train"].masks is None:
+        return None
+    most = {name: max(int(block.max()) for block in blocks_of(splits[name].masks)) for name in SPLITS}
+    for name in SPLITS:
+        if most[name] > max(most["train"], 1):
+            raise DataError(
+                f"{source}, {name}: the masks hold class {most[name]}, but those of train {most['train']} at most: "
+                "correct them, or add such images to train"
+            )
+    if most["train"] >= 32:
+        raise DataError(
+            f"{source}, train: the masks hold values up to {most['train']}: number their classes 0, 1, ... (32 at most)"
+        )
+    return max(most["train"], 1) + 1
 
 
 def _check_labels(where: str, labels: Tensor | None, train: Tensor | None) -> None:

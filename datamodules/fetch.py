@@ -26,8 +26,8 @@ def md5_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def fetch(address: str, path: Path, md5: str) -> None:
-    """Download address to path with a progress bar; path appears only once its bytes have this md5.
+def fetch(address: str, path: Path, md5: str, shown: bool = True) -> None:
+    """Download address to path with a progress bar, if `shown`; path appears only once its bytes have this md5.
 
     DataError: no network, a refusal, a transfer that is cut short, other bytes than expected, or no room to
     write them. Path is then as it was before, and nothing is left beside it.
@@ -37,7 +37,7 @@ def fetch(address: str, path: Path, md5: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with part.open("xb") as file:
-            found = _stream(address, file, path.name)
+            found = _stream(address, file, path.name if shown else None)
             file.flush()
             os.fsync(file.fileno())
         if found != md5:
@@ -53,8 +53,8 @@ def fetch(address: str, path: Path, md5: str) -> None:
         part.unlink(missing_ok=True)
 
 
-def _stream(address: str, file: BinaryIO, title: str) -> str:
-    """Copy the bytes of address into file, and return their md5."""
+def _stream(address: str, file: BinaryIO, title: str | None) -> str:
+    """Copy the bytes of address into file, and return their md5; without a title nothing is shown."""
     from rich.console import Console
     from rich.progress import DownloadColumn, Progress
 
@@ -63,8 +63,8 @@ def _stream(address: str, file: BinaryIO, title: str) -> str:
     columns = (*Progress.get_default_columns(), DownloadColumn())
     with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
         total = int(response.headers.get("Content-Length") or 0)
-        with Progress(*columns, console=Console(stderr=True)) as progress:
-            task = progress.add_task(title, total=total or None)
+        with Progress(*columns, console=Console(stderr=True), disable=title is None) as progress:
+            task = progress.add_task(title or "", total=total or None)
             done = 0
             while block := response.read(BLOCK):
                 file.write(block)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -17,8 +15,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from datamodules.base import ImageDataModule
 from datamodules.batch import DataError, DataSpec
-from datamodules.memory import InMemoryDataModule
+from datamodules.progress import with_progress
 from datamodules.split import SPLITS, Split
 
 log = logging.getLogger(__name__)
@@ -27,8 +26,6 @@ VERSION = 1
 """To be raised with every change of what moments mean: files of another version are not used."""
 MOST_IMAGES, MOST_VALUES = 256, 1 << 22
 """The codec sees no more images and no more pixel values at once: volumes come one by one, small images many."""
-PATIENCE = 3.0
-"""Seconds of encoding without a progress bar."""
 
 
 class Codec(Protocol):
@@ -46,7 +43,7 @@ class Codec(Protocol):
         """The codec itself, moved."""
 
 
-class Latents(InMemoryDataModule):
+class Latents(ImageDataModule):
     """Batches of the base in the base's order, with moments float32 (B, M, *s) as "image"; the rest is as it was.
 
     spec and fingerprint are those of the base: they are about the pixels. A split is encoded when it is first needed,
@@ -57,8 +54,9 @@ class Latents(InMemoryDataModule):
     DataError: the codec answers with NaN or infinity, or with one and the same value for all latents.
     """
 
-    def __init__(self, base: InMemoryDataModule, codec: Codec, cache: Path, device: torch.device | str) -> None:
+    def __init__(self, base: ImageDataModule, codec: Codec, cache: Path, device: torch.device | str) -> None:
         super().__init__(seed=base.seed, batch_size=base.batch_size, validation_limit=base.validation_limit)
+        self.order = base.order
         self.base, self.codec, self.cache, self.device = base, codec, Path(cache), device
         self.source, self.class_names = base.source, base.class_names
 
@@ -72,7 +70,7 @@ class Latents(InMemoryDataModule):
             self.split(name)
 
     @property
-    def pixels(self) -> InMemoryDataModule:
+    def pixels(self) -> ImageDataModule:
         return self.base
 
     @property
@@ -114,14 +112,10 @@ class Latents(InMemoryDataModule):
             return self.codec.draw(moments.to(self.device), noise)
 
     def fingerprint(self) -> str:
-        return self._fingerprint
-
-    @cached_property
-    def _fingerprint(self) -> str:
         return self.base.fingerprint()
 
     def _moments(self, name: str, pixels: Split) -> Tensor:
-        path = self.cache / f"latents{VERSION}_{self.codec.fingerprint}_{self._fingerprint}_{name}.safetensors"
+        path = self.cache / f"latents{VERSION}_{self.codec.fingerprint}_{self.fingerprint()}_{name}.safetensors"
         moments = _read(path, pixels)
         if moments is None:
             moments = self._encode(name, pixels)
@@ -138,33 +132,17 @@ class Latents(InMemoryDataModule):
         log.info("%s, %s: encoding %d images on %s", self.source, name, len(pixels), self.device)
         self.codec.to(self.device)
         size = max(1, min(MOST_IMAGES, MOST_VALUES // pixels.images[0].numel()))
-        moments = torch.empty(0)
-        for indices in _with_progress(f"encoding {name}", torch.arange(len(pixels)).split(size)):
+        moments, order = torch.empty(0), torch.arange(len(pixels))
+        if pixels.stored and name == "train":
+            # As training visits them: shards that are downloaded, and deleted again, are each needed once.
+            order = self.base.order(len(pixels), 0, 0)
+        for indices in with_progress(f"encoding {name}", order.split(size)):
             with torch.no_grad():
                 part = self.codec.moments(pixels[indices]["image"].to(self.device)).float().cpu()
             if not len(moments):
                 moments = part.new_empty(len(pixels), *part.shape[1:])
             moments[indices] = part
         return moments
-
-
-def _with_progress(title: str, batches: Sequence[Tensor]) -> Iterator[Tensor]:
-    """The batches, with a progress bar from when they have taken a while."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    progress = Progress(console=Console(stderr=True))
-    task, start, shown = progress.add_task(title, total=len(batches)), time.monotonic(), False
-    try:
-        for batch in batches:
-            yield batch
-            progress.advance(task)
-            if not shown and time.monotonic() - start > PATIENCE:
-                progress.start()
-                shown = True
-    finally:
-        if shown:
-            progress.stop()
 
 
 def _read(path: Path, pixels: Split) -> Tensor | None:

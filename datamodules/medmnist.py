@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import importlib.util
@@ -10,10 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from datamodules import medmnist_layout
+from datamodules.base import ImageDataModule
 from datamodules.batch import DataError
 from datamodules.fetch import fetch, md5_of
-from datamodules.memory import InMemoryDataModule
 from datamodules.split import Split
+
+
+LARGE = 1 << 28
+"""Bytes of a file whose md5 is worth remembering."""
 
 
 @functools.cache
@@ -24,17 +29,25 @@ def catalogue() -> dict[str, dict[str, Any]]:
     return runpy.run_path(str(Path(folder) / "info.py"))["INFO"]
 
 
-class MedMNIST(InMemoryDataModule):
+class MedMNIST(ImageDataModule):
     """A MedMNIST set, 2-D or 3-D, from the official file in `root`, which is downloaded when it is absent.
 
     name: as in the medmnist package, in lower case
     size: 28, or one of the larger sizes that the set comes in
+    memory, cache: see `medmnist_layout.read`
     DataError: no such set or size; the file is absent and cannot be downloaded (or may not: download=False);
     the file is not the official one by its md5.
     """
 
     def __init__(
-        self, name: str, size: int = 28, root: str = "~/.medmnist", download: bool = True, **options: int
+        self,
+        name: str,
+        size: int = 28,
+        root: str = "~/.medmnist",
+        download: bool = True,
+        memory: float = 4.0,
+        cache: str = "~/.cache/med-diffusion",
+        **options: int,
     ) -> None:
         super().__init__(**options)
         sets = catalogue()
@@ -48,6 +61,8 @@ class MedMNIST(InMemoryDataModule):
                 f"{name} does not come in size {size}: choose dataset.size from {', '.join(map(str, sizes))}"
             )
         self.source, self.download = name, download
+        self.memory, self.cache = memory, Path(cache).expanduser()
+        self.ordinal = info["task"].startswith("ordinal")
         self.path = Path(root).expanduser() / f"{name}{suffix}.npz"
         self.address, self.md5 = info[f"url{suffix}"], info[f"MD5{suffix}"]
         self.class_names = tuple(info["label"][str(index)] for index in range(len(info["label"])))
@@ -65,9 +80,22 @@ class MedMNIST(InMemoryDataModule):
 
     def load(self) -> dict[str, Split]:
         self.prepare_data()
-        if self.path.is_file() and (found := md5_of(self.path)) != self.md5:
+        self._check_md5()
+        return medmnist_layout.read(self.path, self.memory, self.cache)
+
+    def _check_md5(self) -> None:
+        if not self.path.is_file():
+            return
+        state = self.path.stat()
+        seen = self.cache / f"{self.md5}_{state.st_size}_{state.st_mtime_ns}"
+        if seen.exists():
+            return
+        if (found := md5_of(self.path)) != self.md5:
             raise DataError(
                 f"{self.path} has the md5 {found}, but the official {self.source} has {self.md5}: delete "
                 f"it to have it downloaded again, or read it as it is: dataset=npz dataset.path={self.path}"
             )
-        return medmnist_layout.read(self.path)
+        if state.st_size > LARGE:
+            with contextlib.suppress(OSError):  # without leave to note it, it is read again next time
+                self.cache.mkdir(parents=True, exist_ok=True)
+                seen.touch()

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datamodules.base import ImageDataModule
 from datamodules.batch import DataError
-from datamodules.memory import InMemoryDataModule
 from datamodules.split import Split
 
 # Bands of rows of the 512 x 512 photograph. They share no pixel, and each holds gland, stroma and all three
@@ -15,7 +15,7 @@ from datamodules.split import Split
 BANDS = {"val": (0, 96), "train": (96, 416), "test": (416, 512)}
 
 
-class Tissue(InMemoryDataModule):
+class Tissue(ImageDataModule):
     """Colon glands from an RGB photograph: DAB stains membranes brown, haematoxylin stains nuclei blue.
 
     Each band is first reduced by `scale` (the mean of scale x scale pixels), then every window of size x size

@@ -13,7 +13,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from datamodules.batch import DataSpec
@@ -37,6 +39,11 @@ MAY_DIFFER = (
     "accelerator",
     "dataset.root",
     "dataset.path",
+    "dataset.workers",
+    "dataset.memory",
+    "dataset.cache",
+    "dataset.cache_size",
+    "data.spec",  # the data's fingerprint says more
     "codec.run",
     "codec.path",
     "wandb_id",
@@ -194,6 +201,13 @@ def autoencoder_codec(run: str | None) -> Codec:
 def build_model(config: DictConfig) -> Model:
     """The kind of model that a config names, given the whole config."""
     return factory(config.model)(config=config)
+
+
+def datamodule_of(config: DictConfig) -> pl.LightningDataModule:
+    """The data that a config names, downloaded where they must be. DataError if that cannot be done."""
+    datamodule = instantiate(config.dataset, seed=config.seed, batch_size=config.batch_size, _convert_="all")
+    datamodule.prepare_data()
+    return datamodule
 
 
 def data_section(spec: DataSpec, std: float, fingerprint: str) -> dict[str, Any]:

@@ -54,8 +54,8 @@ def main(config: DictConfig) -> None:
     extractor = factory(config.extractor)(datamodule=subject.datamodule, cache=subject.cache, device=subject.device)
     samples = samples_of(subject, config, config.n or (None if subject.given else N))
     drawn = time.perf_counter()
-    train = subject.datamodule.split("train")
-    held_out = HeldOut.of(*map(subject.datamodule.split, ("train", "val", "test")))
+    train = subject.datamodule.reference("train")
+    held_out = HeldOut.of(*map(subject.datamodule.reference, ("train", "val", "test")))
     planted = lightly_changed(train.images[evenly_spaced(len(train), PLANTED)], config.seed + 1)
     with progress() as bar:
         features = features_of(
@@ -180,7 +180,7 @@ def membership_of(
         return None, {"membership": "there is no model, only its samples"}
     run = subject.run.under(OmegaConf.create({"guidance": None}))
     generative = run.generative(subject.device)
-    parts = (subject.datamodule.split("train"), held_out)
+    parts = (subject.datamodule.reference("train"), held_out)
     count = min(config.members, *map(len, parts))
     task, scores = bar.add_task("testing membership", total=2 * count), []
     for i, part in enumerate(parts):

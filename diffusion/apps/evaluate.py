@@ -116,7 +116,7 @@ def main(config: DictConfig) -> None:
 
 def sets_of(subject: Subject, samples: Samples, extractor: Extractor, batch_size: int) -> dict[str, Set]:
     """The generated, training and test images with their features."""
-    splits = {name: subject.datamodule.split(name) for name in REFERENCES}
+    splits = {name: subject.datamodule.reference(name) for name in REFERENCES}
     parts = {"generated": samples, **splits}
     found, done = {}, 0
     with progress() as bar:

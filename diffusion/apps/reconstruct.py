@@ -27,7 +27,7 @@ from diffusion.metrics import (
     psnr_of,
     reconstruction_metrics,
 )
-from diffusion.runs import Run
+from diffusion.runs import Run, datamodule_of
 from diffusion.tasks.pictures import save_comparison
 from diffusion.tasks.reconstruct import evenly_spaced, reconstruct
 from diffusion.tasks.sample import check_positive
@@ -42,8 +42,7 @@ def main(config: DictConfig) -> None:
     check_positive(batch_size=config.batch_size, shown=config.shown, **({} if config.n is None else {"n": config.n}))
     run = Run.open(config.run, checkpoint=config.checkpoint) if config.run else None
     codec = codec_of(run, config)
-    datamodule = instantiate(config.dataset, seed=config.seed, batch_size=config.batch_size)
-    datamodule.prepare_data()
+    datamodule = datamodule_of(config)
     spec = datamodule.spec
     codec.for_images(spec.shape)
     if run and datamodule.fingerprint() != run.config.data.fingerprint:
@@ -55,7 +54,7 @@ def main(config: DictConfig) -> None:
     start = time.perf_counter()
     test = datamodule.split("test")
     chosen = evenly_spaced(len(test), config.n or len(test))
-    test = test.take(chosen)
+    test = test.take(chosen).eight_bit()
     with progress() as bar:
         task = bar.add_task("reconstructing", total=len(test))
         found = reconstruct(

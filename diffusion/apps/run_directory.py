@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import fcntl
 import logging
 import os
 import secrets
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -83,8 +84,18 @@ def find_run(directory: Path, cfg: DictConfig) -> Run | None:
     return run
 
 
-def start_run(directory: Path, cfg: DictConfig) -> Run:
-    """Begin a run: its config.yaml is written, once."""
+def start_run(directory: Path, cfg: DictConfig, files: Sequence[tuple[str, str, str]] | None = None) -> Run:
+    """Begin a run: its config.yaml is written, once, and splits.csv where the data come from `files`.
+
+    files: path, split and label of each
+    """
+    if files is not None:
+
+        def write(path: Path) -> None:
+            with path.open("w", encoding="utf-8", newline="") as file:
+                csv.writer(file).writerows([("path", "split", "label"), *files])
+
+        replace_file(directory / "splits.csv", write)
     cfg.wandb_id = secrets.token_hex(4)
     replace_file(directory / "config.yaml", lambda path: OmegaConf.save(cfg, path))
     return Run(directory, cfg)

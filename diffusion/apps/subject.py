@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -21,7 +20,7 @@ from diffusion.apps.output import best_device, output_folder
 from diffusion.errors import UserError
 from diffusion.generative import GenerativeModel
 from diffusion.provenance import code, machine
-from diffusion.runs import Run
+from diffusion.runs import Run, datamodule_of
 from diffusion.tasks.reconstruct import evenly_spaced
 from diffusion.tasks.sample import check_positive
 
@@ -104,8 +103,7 @@ def subject_of(config: DictConfig, task: str) -> Subject:
         # What is wrong with the run is said before anything is computed.
         run.model.classes(run.spec)
         run.position()
-    datamodule = instantiate(config.dataset, seed=config.seed, batch_size=config.batch_size)
-    datamodule.prepare_data()
+    datamodule = datamodule_of(config)
     if run and (datamodule.spec.shape, datamodule.spec.classes) != (run.spec.shape, run.spec.classes):
         raise UserError(
             f"{datamodule.source} has images of shape {datamodule.spec.shape} and {datamodule.spec.classes} classes, "

@@ -32,7 +32,7 @@ from diffusion.apps.run_directory import (
 from diffusion.errors import Stopped, UserError
 from diffusion.models import PARTS, Model, factory
 from diffusion.random import seed_of
-from diffusion.runs import Run, build_model, data_section
+from diffusion.runs import Run, build_model, datamodule_of, data_section
 
 log = logging.getLogger("diffusion")
 
@@ -51,9 +51,8 @@ def train(cfg: DictConfig) -> None:
         cfg = settled(cfg)
         model = build_model(cfg)
         check_parts(cfg, model)
-        datamodule = instantiate(cfg.dataset, seed=cfg.seed, batch_size=cfg.batch_size)
-        datamodule.prepare_data()
-        datamodule = model.data(datamodule)
+        data = datamodule_of(cfg)
+        datamodule = model.data(data)
         add_facts(cfg, model, datamodule)
         module = model.module(datamodule)
 
@@ -63,7 +62,7 @@ def train(cfg: DictConfig) -> None:
         trainer = make_trainer(cfg, directory, callbacks_of(directory, cfg, model, module, datamodule, budget, signals))
         find_run(directory, cfg)
         with claimed(directory), logging_to(directory / LOG):
-            run = find_run(directory, cfg) or start_run(directory, cfg)
+            run = find_run(directory, cfg) or start_run(directory, cfg, data.files)
             checkpoint = run.newest_checkpoint()
             if first_process():
                 run.set_damaged_aside()

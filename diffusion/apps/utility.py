@@ -45,7 +45,7 @@ def main(config: DictConfig) -> None:
     start = time.perf_counter()
     subject = subject_of(config, "utility")
     check_classes(subject)
-    spec, train, test = subject.spec, *(subject.datamodule.split(name) for name in ("train", "test"))
+    spec, train, test = subject.spec, *(subject.datamodule.reference(name) for name in ("train", "test"))
     samples = samples_of(subject, config, config.n or (None if subject.given else min(len(train), MOST_SAMPLES)))
     check_samples(samples, subject)
     sampled = time.perf_counter()
@@ -144,7 +144,7 @@ def classified(
     subject: Subject, samples: Samples, budgets: Sequence[int | str], seeds: int, steps: int, seed: int
 ) -> Given:
     """Train all classifiers, and ask them about the test split. Those of no real image serve all budgets."""
-    train, test, device = subject.datamodule.split("train"), subject.datamodule.split("test"), subject.device
+    train, test, device = subject.datamodule.reference("train"), subject.datamodule.reference("test"), subject.device
     real = Labelled(train.images.to(device), train.labels.to(device))
     synthetic = Labelled(samples.images.to(device), samples.labels.to(device))
     plan = [(budgets[0], "synthetic"), *((budget, arm) for budget in budgets for arm in ARMS if arm != "synthetic")]

@@ -60,7 +60,7 @@ class Evaluation(pl.Callback):
         self.n, self.every_n_steps, self.max_copies, self.seed = n, every_n_steps, max_copies, seed
         self.shape = datamodule.spec.shape
         self.best = math.inf
-        train, val, test = (datamodule.split(name) for name in ("train", "val", "test"))
+        train, val, test = (datamodule.reference(name) for name in ("train", "val", "test"))
         held_out = HeldOut.of(train, val, test)
         parts = {"train": train, "val": val, "held out": held_out}
         features = {name: extract(extractor, part.images).values for name, part in parts.items()}

@@ -137,7 +137,7 @@ def _network(
         _train(network.to(device), datamodule, steps, purpose, path)
         network.eval()
         for name in ("val", "test") if spec.classes else ():
-            split = datamodule.split(name)
+            split = datamodule.reference(name)
             right = predictions(network, split.images, spec.multi_label) == split.labels
             network.accuracy[name] = right.double().mean().item()
         if network.accuracy:

@@ -7,13 +7,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from datamodules.base import ImageDataModule
 from datamodules.batch import DataError
-from datamodules.latents import PATIENCE, Latents
-from datamodules.memory import InMemoryDataModule
+from datamodules.latents import Latents
+from datamodules.progress import PATIENCE
 from datamodules.split import Split
 
 
-class Made(InMemoryDataModule):
+class Made(ImageDataModule):
     source = "made"
 
     def load(self) -> dict[str, Split]:
@@ -208,6 +209,6 @@ def test_a_bar_shows_when_it_takes_long(tmp_path, monkeypatch, capsys):
     encoded(tmp_path).split("train")
     assert capsys.readouterr().err == ""
     clock = iter(range(0, 1000, int(PATIENCE) + 1))
-    monkeypatch.setattr("datamodules.latents.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr("datamodules.progress.time", SimpleNamespace(monotonic=lambda: next(clock)))
     encoded(tmp_path, Codec("slow")).split("train")
     assert "encoding train" in capsys.readouterr().err

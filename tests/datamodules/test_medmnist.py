@@ -156,9 +156,13 @@ def test_several_labels_at_once(tmp_path, monkeypatch):
     assert np.array_equal(data.split("train")[torch.arange(8)]["label"].numpy(), made["train_labels"])
 
 
-@pytest.mark.parametrize("name", [*FLAT, "adrenalmnist3d"])
+@pytest.mark.parametrize("name", catalogue())
 def test_each_set_is_a_choice_of_its_own(name, tmp_path):
-    keys = yaml.safe_load((CONF / f"{name}.yaml").read_text())
+    keys = {
+        **yaml.safe_load((CONF / "medmnist.yaml").read_text()),
+        **yaml.safe_load((CONF / f"{name}.yaml").read_text()),
+    }
+    assert keys.pop("defaults") == ["medmnist"]
     assert keys.pop("_target_") == "datamodules.medmnist.MedMNIST" and keys["root"] == "~/.medmnist"
     data = MedMNIST(**{**keys, "root": str(tmp_path)})
     assert data.source == name and data.path == tmp_path / f"{name}.npz"

@@ -156,3 +156,61 @@ def test_a_flipped_byte_never_passes_for_data(tmp_path, save):
             assert "\n" not in str(error)
         else:
             assert found == original
+
+
+@pytest.fixture
+def large(tmp_path):
+    """A function from a numpy function that saves, and further arrays, to a file in MedMNIST's layout."""
+
+    def make(save, **more):
+        rng = np.random.default_rng(0)
+        arrays = {f"{name}_images": rng.integers(0, 256, (n, 9, 8, 3), dtype=np.uint8) for name, n in SIZES.items()}
+        arrays |= {f"{name}_labels": np.arange(n)[:, None] % 3 for name, n in SIZES.items()}
+        save(tmp_path / "x.npz", **{**arrays, **more})
+        return {"path": str(tmp_path / "x.npz"), "cache": str(tmp_path / "cache")}
+
+    return make
+
+
+SIZES = {"train": 40, "val": 6, "test": 6}
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_what_does_not_fit_into_memory_is_read_from_the_disk(large, save, tmp_path):
+    keys = large(save)
+    here, there = Npz(**keys), Npz(**keys, memory=0)
+    assert there.split("train").stored and there.fingerprint() == here.fingerprint() and there.std() == here.std()
+    for name in SIZES:
+        assert torch.equal(there.split(name).images.load(), here.split(name).images)
+        assert torch.equal(there.split(name).labels, here.split(name).labels)
+    # Only what is compressed has to be unpacked, and only once.
+    unpacked = sorted((tmp_path / "cache").glob("*")) if (tmp_path / "cache").exists() else []
+    assert len(unpacked) == (3 if save is np.savez_compressed else 0)
+    times = [path.stat().st_mtime_ns for path in unpacked]
+    assert Npz(**keys, memory=0).fingerprint() == here.fingerprint()
+    assert [path.stat().st_mtime_ns for path in unpacked] == times
+
+
+@pytest.mark.parametrize("shape", [(40, 9, 8), (40, 7, 9, 8), (40, 7, 9, 8, 2)])
+def test_grey_images_and_volumes_are_read_from_the_disk_alike(large, shape):
+    images = {f"{name}_images": np.ones((n, *shape[1:]), np.uint8) * n for name, n in SIZES.items()}
+    keys = large(np.savez, **images)
+    here, there = Npz(**keys), Npz(**keys, memory=0)
+    assert here.spec == there.spec and torch.equal(there.split("val").images.load(), here.split("val").images)
+
+
+def test_a_validation_split_is_set_apart_on_the_disk_too(large, tmp_path):
+    keys = large(np.savez)
+    with np.load(keys["path"]) as file:
+        np.savez(tmp_path / "y.npz", **{key: file[key] for key in file.files if not key.startswith("val")})
+    here, there = (Npz(path=str(tmp_path / "y.npz"), memory=memory) for memory in (4, 0))
+    assert there.split("val").stored and here.fingerprint() == there.fingerprint()
+
+
+def test_large_arrays_that_cannot_be_used_in_place_are_named(large):
+    keys = large(np.savez, train_images=np.asfortranarray(np.ones((40, 9, 8, 3), np.uint8)))
+    with pytest.raises(DataError, match="train_images is saved in Fortran order"):
+        Npz(**keys, memory=0).setup()
+    keys = large(np.savez, train_images=np.ones((40, 9, 8, 3), np.float32))
+    with pytest.raises(DataError, match="images are float32, but uint8 is needed"):
+        Npz(**keys, memory=0).setup()

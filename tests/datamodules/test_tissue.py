@@ -14,7 +14,7 @@ def tissue() -> Tissue:
 
 
 def test_counts_and_classes(tissue):
-    assert tissue.spec == DataSpec((3, 28, 28), 3, ("low DAB", "middle DAB", "high DAB"))
+    assert tissue.spec == DataSpec((3, 28, 28), 3, ("low DAB", "middle DAB", "high DAB"), mask_classes=2)
     # (band height / 2 - 28) / 2 + 1 rows of windows, (512 / 2 - 28) / 2 + 1 columns of them
     assert {name: len(tissue.split(name)) for name in BANDS} == {
         "train": 67 * 115,

@@ -2,8 +2,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from datamodules.base import ImageDataModule
 from datamodules.digits import Digits
-from datamodules.memory import InMemoryDataModule
 from datamodules.split import SPLITS, Split
 from diffusion.extractors import Domain
 from diffusion.extractors.contrastive import nt_xent, view
@@ -47,7 +47,7 @@ def test_views_are_shifted_flipped_and_of_other_tones(monkeypatch):
     assert (tones == tones[:, :1]).all() and tones.min() < -0.15 and tones.max() > 0.15 and tones.abs().max() <= 0.2
 
 
-class Unlabelled(InMemoryDataModule):
+class Unlabelled(ImageDataModule):
     source = "digits without labels"
 
     def load(self):

@@ -9,9 +9,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from datamodules.base import ImageDataModule
 from datamodules.batch import DataSpec
 from datamodules.digits import Digits
-from datamodules.memory import InMemoryDataModule
 from datamodules.npz import Npz
 from datamodules.split import SPLITS, Split
 from diffusion.errors import UserError
@@ -21,7 +21,7 @@ from diffusion.extractors.contrastive import shifted
 NAME = "classifier_*.safetensors"
 
 
-class Bright(InMemoryDataModule):
+class Bright(ImageDataModule):
     """Images in whose channel k there is light where class k holds; one class an image, or any number."""
 
     source = "bright"

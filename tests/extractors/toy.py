@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from datamodules.base import ImageDataModule
 from datamodules.batch import DataSpec
-from datamodules.memory import InMemoryDataModule
 from datamodules.split import SPLITS, Split
 from diffusion.errors import UserError
 
@@ -21,7 +21,7 @@ def images(n: int, *shape: int) -> Tensor:
     return torch.randint(256, (n, *shape), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 
 
-class Stripes(InMemoryDataModule):
+class Stripes(ImageDataModule):
     """Bright or dark, upright stripes in images of even place and level ones in those of odd; no labels."""
 
     source = "stripes.npz"

@@ -7,7 +7,6 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion.apps.cli import explain
@@ -21,7 +20,7 @@ from diffusion.errors import UserError
 from diffusion.files import replace_file
 from diffusion.models import Autoencoder
 from diffusion.provenance import code, machine
-from diffusion.runs import Run
+from diffusion.runs import Run, datamodule_of
 from diffusion.tasks.sample import check_positive
 
 log = logging.getLogger("diffusion")
@@ -135,8 +134,7 @@ def page_of(run: Run, config: DictConfig, device: Any) -> dict[str, Any]:
 def data(run: Run, config: DictConfig) -> tuple[Any, str | None]:
     """The run's data, or None and why they cannot be had, or are of no use here."""
     try:
-        datamodule = instantiate(config.dataset, seed=config.seed, batch_size=config.batch_size)
-        datamodule.prepare_data()
+        datamodule = datamodule_of(config)
         spec = datamodule.spec
     except Exception as error:
         reason = mistake(error)

@@ -99,7 +99,7 @@ def rows_of(images: Tensor, labels: Tensor | None, n: int, factor: int, run: Run
     side = math.ceil(spec.shape[-1] / factor)
     if labels is None:
         columns = columns_of(len(images), run.model.classes(spec))
-        real = train.images[evenly_spaced(len(train), len(images))] if train else None
+        real = train.take(evenly_spaced(len(train), len(images))).eight_bit().images if train else None
         return [row(None, images, real, columns, factor)]
     columns = min(n, max(4, 400 // (3 * (side + 2))))
     rows = []
@@ -108,7 +108,8 @@ def rows_of(images: Tensor, labels: Tensor | None, n: int, factor: int, run: Run
         if train:
             hot = train.labels == k if train.labels.ndim == 1 else train.labels[:, k] == 1
             members = hot.nonzero().flatten()
-            real = train.images[members[evenly_spaced(len(members), n)]] if len(members) else None
+            shown = members[evenly_spaced(len(members), n)]
+            real = train.take(shown).eight_bit().images if len(members) else None
         name = spec.class_names[k] if spec.class_names else f"class {k}"
         rows.append(row(name, images[labels == k], real, columns, factor))
     return rows

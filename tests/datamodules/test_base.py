@@ -5,9 +5,9 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
+from datamodules.base import ImageDataModule
 from datamodules.batch import DataError, DataSpec
 from datamodules.examine import examine
-from datamodules.memory import InMemoryDataModule
 from datamodules.order import EndlessBatches, epoch_order
 from datamodules.split import Split
 
@@ -19,7 +19,7 @@ def make_split(n: int, shape=(3, 5, 4), classes: int = 3, shift: int = 0) -> Spl
     return Split(images, torch.arange(n) % classes, masks)
 
 
-class Made(InMemoryDataModule):
+class Made(ImageDataModule):
     source = "made"
 
     def __init__(self, splits: dict[str, Split] | None = None, **options: int) -> None:
@@ -71,7 +71,7 @@ def test_several_labels_become_float_rows():
 
 def test_data_are_loaded_once():
     data = Made()
-    assert data.spec == DataSpec((3, 5, 4), classes=3)
+    assert data.spec == DataSpec((3, 5, 4), classes=3, mask_classes=2)
     data.setup("fit")
     data.setup("test")
     assert data.loads == 1 and len(data.split("val")) == 9
@@ -198,7 +198,14 @@ BAD = {
     "made, train: a row of 2 labels": lambda s: {"train": replace(s["train"], labels=torch.full((20, 2), 2))},
     "made, test: masks in one split and none in another": lambda s: {"test": replace(s["test"], masks=None)},
     "made, test: masks of shape": lambda s: {"test": replace(s["test"], masks=s["test"].masks[:, :, 1:])},
-    "made, test: masks must be": lambda s: {"test": replace(s["test"], masks=s["test"].masks * 255)},
+    "made, test: the masks hold class 255, but those of train 1": lambda s: {
+        "test": replace(s["test"], masks=s["test"].masks * 255)
+    },
+    "made, train: the masks hold values up to 255": lambda s: {
+        name: replace(split, masks=split.masks * 255) for name, split in s.items()
+    },
+    "made, val: masks are int64": lambda s: {"val": replace(s["val"], masks=s["val"].masks.long())},
+    "made, val: images are int16, but in train uint8": lambda s: {"val": image_like(s["val"], torch.int16)},
 }
 
 

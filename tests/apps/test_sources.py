@@ -1,0 +1,60 @@
+"""Every source trains and is sampled, end to end."""
+
+import csv
+
+import numpy as np
+import pytest
+
+from diffusion.apps import tasks
+from tests.datamodules.sources import SOURCES
+from tests.training import run_training
+
+QUICK = ["trainer.max_steps=20", "trainer.log_every_n_steps=20", "trainer.validate_every_n_steps=20"]
+
+
+def words_of(keys: dict) -> list[str]:
+    dataset = keys.pop("dataset")
+    return [f"dataset={dataset}", *(f"dataset.{key}={value}" for key, value in keys.items())]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", [name for name in SOURCES if name not in ("digits", "npz")])
+def test_a_source_trains_and_is_sampled(source, tmp_path):
+    run = run_training(tmp_path, *QUICK, *words_of(SOURCES[source](tmp_path)))
+    sampled(run, n=2)
+    if (run / "splits.csv").exists():
+        with (run / "splits.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert len(rows) == 32 and {row["split"] for row in rows} == {"train", "val", "test"}
+
+
+def sampled(run, n: int) -> np.ndarray:
+    tasks.main(["sample", f"run={run}", f"n={n}", "device=cpu", "grid.steps=2"])
+    with np.load(run / "sample" / "samples.npz") as samples:
+        assert len(samples["images"]) == n and samples["images"].dtype == np.uint8
+        return samples["images"]
+
+
+REAL = {
+    "leukemia_pixel": ("bccd/wbc_crops", ["dataset.path=PATH", "dataset.size=32"], (32, 32, 3)),
+    "mnist_pixel": ("mnist", ["dataset.root=PATH", "dataset.t10k_only=true", "dataset.download=false"], (28, 28, 1)),
+    "adrenal_pixel": ("medmnist", ["dataset.root=PATH", "dataset.download=false"], (28, 28, 28, 1)),
+    "tissue_pixel": (
+        "segmentation_wbc",
+        ["dataset=masks", "dataset.path=PATH", "dataset.images='*.bmp'", "dataset.masks='*.png'", "dataset.size=32"],
+        (32, 32, 3),
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("experiment", REAL)
+def test_real_files(experiment, shared_data, tmp_path):
+    name, words, shape = REAL[experiment]
+    path = shared_data(name)
+    words = [word.replace("PATH", str(path)) for word in words]
+    cache = [] if experiment == "mnist_pixel" else [f"dataset.cache={tmp_path / 'cache'}"]
+    base = [f"experiment={experiment}", "accelerator=cpu", "network.channels=8", "batch_size=4", "grid.steps=2"]
+    limits = ["trainer.max_time=null", *QUICK]
+    run = run_training(tmp_path, *words, *cache, *limits, "callbacks.previews.n=2", base=base)
+    assert sampled(run, n=2).shape == (2, *shape)

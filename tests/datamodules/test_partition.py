@@ -1,0 +1,101 @@
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from datamodules.batch import DataError
+from datamodules.partition import partition, read_splits, rows_by_ratio
+from datamodules.table import Item
+
+
+def items(n: int, classes: int = 3, patients: int | None = None, **fixed) -> list[Item]:
+    return [
+        Item(Path(f"{i}"), f"{i:03d}", str(i % classes), patient=f"p{i % patients}" if patients else "", **fixed)
+        for i in range(n)
+    ]
+
+
+def counts(found: list[Item]) -> dict[str, Counter]:
+    return {split: Counter(item.label for item in found if item.split == split) for split in ("train", "val", "test")}
+
+
+def test_each_class_is_divided_in_the_ratio():
+    found = counts(partition(items(300), 0.1, 0.2, seed=0))
+    assert found == {
+        "train": Counter({"0": 70, "1": 70, "2": 70}),
+        "val": Counter({"0": 10, "1": 10, "2": 10}),
+        "test": Counter({"0": 20, "1": 20, "2": 20}),
+    }
+
+
+def test_a_rare_class_goes_to_train_first():
+    rare = [*items(100, classes=1), Item(Path("x"), "x", "rare"), Item(Path("y"), "y", "rare")]
+    found = counts(partition(rare, 0.1, 0.1, seed=3))
+    assert found["train"]["rare"] == 2
+
+
+def test_patients_stay_together_and_classes_nearly_in_ratio():
+    found = partition(items(400, classes=2, patients=57), 0.15, 0.15, seed=1)
+    sides = {(item.patient, item.split) for item in found}
+    assert len(sides) == 57
+    for split, share in (("train", 0.7), ("val", 0.15), ("test", 0.15)):
+        for label, count in counts(found)[split].items():
+            assert count == pytest.approx(200 * share, abs=8), (split, label)
+
+
+def test_the_division_hangs_on_the_seed_and_not_on_the_order():
+    first = partition(items(90), 0.1, 0.1, seed=0)
+    assert first == partition(items(90)[::-1], 0.1, 0.1, seed=0)
+    assert first != partition(items(90), 0.1, 0.1, seed=1)
+
+
+def test_given_splits_are_kept_and_a_missing_one_is_taken_from_train():
+    given = [*items(48, split="train"), *(Item(Path("t"), f"t{i}", str(i % 3), split="test") for i in range(6))]
+    found = counts(partition(given, 0.25, 0.1, seed=0))
+    assert sum(found["test"].values()) == 6 and sum(found["val"].values()) == 12
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (lambda: partition(items(9), 0.0, 0.1, 0), "give shares above 0"),
+        (lambda: partition(items(9), 0.6, 0.4, 0), "together below 1"),
+        (lambda: partition(items(2), 0.1, 0.1, 0), "2 files or patients are too few"),
+        (lambda: partition(items(30, patients=2), 0.1, 0.1, 0), "2 files or patients are too few"),
+        (lambda: partition([*items(3, split="train"), Item(Path("x"), "x", "0")], 0.1, 0.1, 0), "x has no split, but"),
+        (lambda: partition(items(3, split="test"), 0.1, 0.1, 0), "without train"),
+        (
+            lambda: partition(
+                [*items(3, patients=1, split="train"), *items(2, patients=1, split="val"), *items(2, split="test")],
+                *(0.1, 0.1, 0),
+            ),
+            "1 patients are in several splits",
+        ),
+        (lambda: rows_by_ratio(3, None, 0.1, 0.1, 0), "3 images leave"),
+        (lambda: rows_by_ratio(30, None, 1.0, 0.1, 0), "give shares above 0"),
+    ],
+)
+def test_what_cannot_be_divided_is_refused(given, message):
+    with pytest.raises(DataError, match=message):
+        given()
+
+
+def test_a_split_file_is_followed(tmp_path, caplog):
+    path = tmp_path / "splits.csv"
+    path.write_text("\ufeffpath;split;note\n001;Training;x\n000;valid;y\n002;test;z\n")
+    found = read_splits(path, items(5))
+    assert [(item.name, item.split) for item in found] == [("001", "train"), ("000", "val"), ("002", "test")]
+    assert "leaves 2 of 5 files out" in caplog.text
+
+
+def test_rows_are_divided_class_by_class():
+    labels = torch.arange(200) % 4
+    rows = rows_by_ratio(200, labels, 0.1, 0.2, seed=5)
+    assert {name: labels[places].bincount().tolist() for name, places in rows.items()} == {
+        "train": [35] * 4,
+        "val": [5] * 4,
+        "test": [10] * 4,
+    }
+    assert torch.equal(torch.cat(list(rows.values())).sort().values, torch.arange(200))
+    assert len(rows_by_ratio(50, None, 0.1, 0.0, seed=0)["test"]) == 0
