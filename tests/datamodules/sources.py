@@ -8,8 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from datamodules.npz import Npz
+from datamodules.shard_writer import write
 from datamodules.sprites import IMAGES, LABELS
 from tests.datamodules.pictures import class_folders, noise, save
+from tests.datamodules.scanner import body, write_nifti, write_series
 
 
 def npz(folder: Path) -> dict[str, Any]:
@@ -64,6 +67,29 @@ def mnist(folder: Path) -> dict[str, Any]:
     return {"dataset": "mnist", "root": str(folder), "download": False}
 
 
+def dicom(folder: Path) -> dict[str, Any]:
+    for patient in range(5):
+        write_series(folder / "x" / f"scan{patient}", body(seed=patient), series=f"1.2.{patient}", PatientID=str(patient))
+    return {"dataset": "dicom", "path": str(folder / "x"), "size": 16, "cache": str(folder / "cache")}
+
+
+def nifti(folder: Path) -> dict[str, Any]:
+    for patient in range(5):
+        write_nifti(folder / "x" / f"{patient}.nii.gz", body((18, 16, 16), seed=patient).astype(np.float32))
+    keys = {"output": "patches", "size": 8, "cache": str(folder / "cache"), "memory": 0.0}
+    return {"dataset": "nifti", "path": str(folder / "x")} | keys
+
+
+def shards(folder: Path) -> dict[str, Any]:
+    keys = npz(folder)
+    source = Npz(path=keys["path"])
+    splits = {name: source.split(name) for name in ("train", "val", "test")}
+    (folder / "shards").mkdir()
+    facts = {"spec": source.spec, "std": source.std(), "fingerprint": source.fingerprint()}
+    write(folder / "shards", splits, **facts, shard_size=0.02)
+    return {"dataset": "shards", "path": str(folder / "shards"), "window": 2, "cache": str(folder / "cache")}
+
+
 def nothing(dataset: str) -> Callable[[Path], dict[str, Any]]:
     return lambda folder: {"dataset": dataset}
 
@@ -77,6 +103,9 @@ SOURCES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "folder on disk": folder_on_disk,
     "csv": csv,
     "masks": masks,
+    "dicom": dicom,
+    "nifti patches on disk": nifti,
     "sprites": sprites,
     "mnist": mnist,
+    "shards": shards,
 }
