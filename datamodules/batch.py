@@ -38,6 +38,11 @@ class DataSpec:
     ordinal: bool = False
     mask_classes: int | None = None
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the classes are called, by their number where they have no names; none without labels."""
+        return self.class_names or tuple(f"class {k}" for k in range(self.classes or 0))
+
 
 class DataError(ValueError):
     """The user's data cannot be used; the message is one line that says what is wrong and what to do."""

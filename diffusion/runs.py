@@ -222,7 +222,7 @@ def data_section(spec: DataSpec, std: float, fingerprint: str) -> dict[str, Any]
 
 def differences(old: DictConfig, new: DictConfig) -> list[str]:
     """What keeps a run from going on under another config: "key: old -> new" for each key that must not differ."""
-    olds, news = (_flat(OmegaConf.to_container(config, resolve=True)) for config in (old, new))
+    olds, news = (flat(OmegaConf.to_container(config, resolve=True)) for config in (old, new))
     missing = object()
     lines = []
     for key in sorted(olds.keys() | news.keys()):
@@ -235,7 +235,8 @@ def differences(old: DictConfig, new: DictConfig) -> list[str]:
     return lines
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one, its keys joined by dots."""
     if isinstance(value, dict) and value:
-        return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{prefix}{key}.").items()}
+        return {k: v for key, inner in value.items() for k, v in flat(inner, f"{prefix}{key}.").items()}
     return {prefix.rstrip("."): value}

@@ -3,9 +3,12 @@
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from unittest import mock
 
+import numpy as np
 import pytest
+import torch
 
 from diffusion.apps import cli, tasks
 
@@ -21,6 +24,13 @@ def train_py(*arguments: str) -> None:
 def diffusion(*arguments: str) -> None:
     """python -m diffusion ARGUMENTS"""
     cli.run(lambda: tasks.main(arguments))
+
+
+def save_samples(path: Path, images: torch.Tensor, labels: torch.Tensor | None = None) -> Path:
+    """In the layout that `sample` writes."""
+    arrays = {"images": images.movedim(1, -1).numpy()} | ({} if labels is None else {"labels": labels.numpy()})
+    np.savez(path, **arrays)
+    return path
 
 
 def refusal(capfd: pytest.CaptureFixture, command: Callable[..., None], *arguments: str) -> str:

@@ -1,13 +1,17 @@
 """What all tests share."""
 
+import os
 from pathlib import Path
+
+# The tensors of tests are so small that a second thread only waits, here and in the processes that tests start; two of
+# them beside another process on two cores would make each other wait.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
-# The tensors of tests are so small that a second thread only waits.
 torch.set_num_threads(1)
 
 

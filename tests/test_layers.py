@@ -100,8 +100,7 @@ def test_the_map_names_what_is_there():
     texts = sources()
     assert "train" in texts and "diffusion.denoiser" in texts and "datamodules.batch" in texts
     found = {unit_of(module) for module in texts} - {None}
-    # metrics come with a later command; the design names their place already.
-    assert set(LEVEL) - found <= {"metrics"}
+    assert set(LEVEL) <= found
     assert len(list(imports(texts))) > 300
 
 

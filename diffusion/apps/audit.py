@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.progress import Progress
 from torch import Tensor
 
-from diffusion.apps.output import progress
+from diffusion.apps.output import entry, progress
 from diffusion.apps.subject import Samples, Subject, samples_of, subject_of
 from diffusion.errors import GateFailed, UserError
 from diffusion.extractors import Extractor, extract
@@ -130,8 +130,8 @@ def main(config: DictConfig) -> None:
     log.info("%s", subject.out / "pairs.png")
     if verdict == "fail":
         raise GateFailed(
-            f"{percent(copies)} of {len(samples)} images are flagged as copies of training images, and max_copies is "
-            f"{100 * config.max_copies:g}%: see {subject.out / 'pairs.png'}"
+            f"audit failed: {percent(copies)} of {len(samples)} images are flagged as copies of training images, and "
+            f"max_copies is {100 * config.max_copies:g}%: see {subject.out / 'pairs.png'}"
         )
 
 
@@ -267,11 +267,6 @@ def write_near_duplicates(path: Path, ids: Iterable[str], ratios: Ratios) -> Non
 def text_of(labels: Tensor | None, i: int) -> str:
     """The label of image i as it is written; several are set apart by spaces."""
     return "" if labels is None else " ".join(map(str, labels[i].flatten().tolist()))
-
-
-def entry(found: Interval, n: int) -> dict[str, float | int]:
-    """A figure as it is written: value, ends of the interval, number of images."""
-    return {**{key: float(value) for key, value in found._asdict().items()}, "n": n}
 
 
 def median(ratios: np.ndarray) -> float | None:

@@ -14,12 +14,13 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from diffusion.apps.output import progress
+from datamodules.batch import DataSpec
+from diffusion.apps.output import entry, progress
 from diffusion.apps.receipts import compare, read_receipt
 from diffusion.apps.subject import Samples, Subject, samples_of, subject_of
 from diffusion.errors import UserError
 from diffusion.extractors import Extractor, Features, extract
-from diffusion.metrics.bootstrap import Estimate, share_of
+from diffusion.metrics.bootstrap import Estimate, mean_of, share_of
 from diffusion.metrics.comparison import compared
 from diffusion.metrics.diversity import inception_score, within_classes
 from diffusion.metrics.neighbours import backend
@@ -86,7 +87,7 @@ def main(config: DictConfig) -> None:
     sets = sets_of(subject, samples, extractor, config.batch_size)
     generated, real = sets.pop("generated"), sets
     metrics, left_out = all_metrics(generated, real, config.seed)
-    scored, reasons = single_metrics({"generated": generated, **real}, extractor, config.seed)
+    scored, reasons = single_metrics({"generated": generated, **real}, extractor, subject.spec, config.seed)
     metrics, left_out = metrics | scored, left_out | reasons
     classes, reasons = class_metrics(generated, real, subject, config.seed)
     save_metrics(metrics, subject.out / "metrics.png")
@@ -147,8 +148,8 @@ def all_metrics(
         found, reasons = two_sets(generated, target, stratified, seed, pixels)
         floor, floor_reasons = two_sets(spare.take(places), target, stratified, seed, pixels)
         for name, estimate in found.items():
-            figure = entry(estimate, len(generated), seed) | {"m": len(target)}
-            below = entry(floor[name], len(places), seed) if name in floor else None
+            figure = entry(estimate.interval(seed=seed), len(generated)) | {"m": len(target)}
+            below = entry(floor[name].interval(seed=seed), len(places)) if name in floor else None
             metrics.setdefault(name, {})[reference] = figure | {"floor": below}
         left_out |= {f"{name}, {reference}": reason for name, reason in reasons.items()}
         left_out |= {f"floor of {name}, {reference}": why for name, why in floor_reasons.items() if name in found}
@@ -173,20 +174,27 @@ def two_sets(a: Set, b: Set, stratified: bool, seed: int, pixels: bool) -> tuple
     return found, reasons
 
 
-def single_metrics(sets: dict[str, Set], extractor: Extractor, seed: int) -> tuple[dict[str, Any], dict[str, str]]:
+def single_metrics(
+    sets: dict[str, Set], extractor: Extractor, spec: DataSpec, seed: int
+) -> tuple[dict[str, Any], dict[str, str]]:
     """Every figure of one set alone: metric -> set -> figure; and what is left out, with the reason."""
     metrics: dict[str, Any] = {}
     left_out: dict[str, str] = {}
     for name, part in sets.items():
         if part.features.probabilities is not None:
             estimate = inception_score(part.features.probabilities).within(part.strata)
-            metrics.setdefault("inception_score", {})[name] = entry(estimate, len(part), seed)
+            metrics.setdefault("inception_score", {})[name] = entry(estimate.interval(seed=seed), len(part))
         if extractor.reads_classes and sets["generated"].labels is not None:
-            right = part.features.probabilities.argmax(1) == part.labels
-            metrics.setdefault("label_accuracy", {})[name] = entry(share_of(right).within(part.strata), len(part), seed)
+            away = (part.features.probabilities.argmax(1) - part.labels).abs()
+            found = {"label_accuracy": share_of(away == 0)}
+            if spec.ordinal:
+                found["grade_error"] = mean_of(away)._replace(least=0.0)
+            for metric, estimate in found.items():
+                within = estimate.within(part.strata).interval(seed=seed)
+                metrics.setdefault(metric, {})[name] = entry(within, len(part))
         pairs = within_classes(part.images, part.strata, seed)
         if pairs is not None:
-            metrics.setdefault("ms_ssim", {})[name] = entry(pairs, len(pairs.influences[0]), seed)
+            metrics.setdefault("ms_ssim", {})[name] = entry(pairs.interval(seed=seed), len(pairs.influences[0]))
     if "inception_score" not in metrics:
         left_out["inception_score"] = "the extractor knows no classes"
     shape = sets["generated"].images.shape[1:]
@@ -206,7 +214,7 @@ def class_metrics(
         return {}, {}
     classes, left_out = {}, {}
     for k in range(spec.classes):
-        name = spec.class_names[k] if spec.class_names else f"class {k}"
+        name = spec.names[k]
         mine = generated.of_class(k)
         if len(mine) == 0:
             left_out[name] = "no generated image is of this class"
@@ -220,11 +228,6 @@ def class_metrics(
         classes[name] = {"n": len(mine), "metrics": metrics}
         left_out |= {f"{name}: {metric}": reason for metric, reason in reasons.items()}
     return classes, left_out
-
-
-def entry(estimate: Estimate, n: int, seed: int) -> dict[str, float | int]:
-    """A figure as it is written: value, ends of the interval, number of images."""
-    return {**{key: float(value) for key, value in estimate.interval(seed=seed)._asdict().items()}, "n": n}
 
 
 def write_cases(path: Path, samples: Samples, generated: Set, test: Set) -> None:
@@ -250,8 +253,7 @@ def shown(generated: Set, train: Set, subject: Subject) -> tuple[dict[str, Tenso
     if generated.labels is None or spec.multi_label or not 0 < (spec.classes or 0) <= 10:
         groups = {"all": (generated.images, train.images)}
     else:
-        names = spec.class_names or [f"class {k}" for k in range(spec.classes)]
-        groups = {name: (generated.of_class(k).images, train.of_class(k).images) for k, name in enumerate(names)}
+        groups = {name: (generated.of_class(k).images, train.of_class(k).images) for k, name in enumerate(spec.names)}
         groups = {name: pair for name, pair in groups.items() if all(map(len, pair))}
     chosen = {
         name: tuple(images[evenly_spaced(len(images), SHOWN)] for images in pair) for name, pair in groups.items()

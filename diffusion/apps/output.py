@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from diffusion.errors import UserError
+from diffusion.metrics.bootstrap import Interval
 
 
 def output_folder(path: str | Path, overwrite: bool) -> Path:
@@ -23,6 +24,11 @@ def output_folder(path: str | Path, overwrite: bool) -> Path:
     except OSError as error:
         raise UserError(f"out={path} cannot be made: {error.strerror}") from error
     return path
+
+
+def entry(found: Interval, n: int) -> dict[str, float | int]:
+    """A figure as it is written: value, ends of the interval, number of images."""
+    return {**{key: float(value) for key, value in found._asdict().items()}, "n": n}
 
 
 def best_device(name: str) -> torch.device:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion.errors import UserError
+from diffusion.runs import flat
 
 log = logging.getLogger("diffusion")
 
@@ -51,7 +52,7 @@ def compare(a: dict[str, Any], b: dict[str, Any]) -> None:
     Raises UserError where they compare with other images or by other features; warns where they differ in what may
     move a figure. The intervals take the results as independent: the half-widths add as squares.
     """
-    facts = [{"n": each["n"], **_flat(each["receipt"])} for each in (a, b)]
+    facts = [{"n": each["n"], **flat(each["receipt"])} for each in (a, b)]
     for key in MUST_AGREE:
         before, after = (each.get(key) for each in facts)
         if before != after:
@@ -92,9 +93,3 @@ def _difference(a: dict[str, float], b: dict[str, float], label: str) -> str:
 
 def _said(low: float, high: float, comparable: bool) -> str:
     return "  not comparable" if not comparable else "" if low <= 0 <= high else "  differ"
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(value, dict):
-        return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{prefix}{key}.").items()}
-    return {prefix.rstrip("."): value}

@@ -155,9 +155,8 @@ def members_of(labels: Tensor | None, spec: DataSpec) -> dict[str, Tensor]:
     """Which images are of each class, bool (N,), by the class's name; an image of several is in each."""
     if labels is None or spec.classes is None:
         return {}
-    names = spec.class_names or [f"class {k}" for k in range(spec.classes)]
     hot = labels.bool() if labels.ndim == 2 else labels[:, None] == torch.arange(spec.classes)
-    return {name: hot[:, k] for k, name in enumerate(names) if hot[:, k].any()}
+    return {name: hot[:, k] for k, name in enumerate(spec.names) if hot[:, k].any()}
 
 
 def shown_of(members: dict[str, Tensor], mse: Tensor, shown: int) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -16,7 +17,15 @@ from diffusion.apps.output import best_device, output_folder, progress
 from diffusion.errors import UserError
 from diffusion.runs import Run
 from diffusion.tasks.pictures import columns_of, save_animation, save_grid
-from diffusion.tasks.sample import Trajectory, check_positive, counted_evaluations, labels_of, sample
+from diffusion.tasks.sample import (
+    Trajectory,
+    check_positive,
+    counted_evaluations,
+    labels_of,
+    sample,
+    to_uint8,
+    to_uint16,
+)
 
 log = logging.getLogger("diffusion")
 
@@ -27,6 +36,8 @@ ANIMATED = 64
 def main(config: DictConfig) -> None:
     """Write samples.npz, grid.png, trajectory.gif, metrics.json and cases.csv into the output folder."""
     check_positive(n=config.n, batch_size=config.batch_size)
+    if config.bits not in (8, 16):
+        raise UserError(f"bits={config.bits}: give 8 or 16")
     run = Run.open(config.run, checkpoint=config.checkpoint).under(config)
     device = best_device(config.device)
     generative = run.generative(device)
@@ -47,6 +58,7 @@ def main(config: DictConfig) -> None:
             config.batch_size,
             on_step=trajectory,
             on_batch=lambda done: bar.update(task, completed=done),
+            convert=to_uint8 if config.bits == 8 else to_uint16,
         )
     seconds = time.perf_counter() - start
     write_images(out, images, labels, trajectory)
@@ -66,10 +78,12 @@ def main(config: DictConfig) -> None:
 
 
 def write_images(out: Path, images: Tensor, labels: Tensor | None, trajectory: Trajectory) -> None:
-    """samples.npz, grid.png and trajectory.gif. images: uint8 (n, C, *S)."""
+    """samples.npz, grid.png and trajectory.gif. images: uint8 or uint16 (n, C, *S)."""
     arrays = {"images": images.movedim(1, -1).numpy()} | ({} if labels is None else {"labels": labels.numpy()})
     np.savez_compressed(out / "samples.npz", **arrays)
     shown = images[:GRID_LIMIT]
+    if shown.dtype is torch.uint16:
+        shown = shown.float().div(257).round().to(torch.uint8)
     save_grid(shown, out / "grid.png", columns_of(len(shown), None if labels is None else len(labels.unique())))
     frames = trajectory.frames()
     save_animation(frames, out / "trajectory.gif", columns_of(len(frames[0]), None))

@@ -18,7 +18,6 @@ from datamodules.batch import DataSpec
 from diffusion.apps.drawn import draw
 from diffusion.apps.output import best_device, output_folder
 from diffusion.errors import UserError
-from diffusion.generative import GenerativeModel
 from diffusion.provenance import code, machine
 from diffusion.runs import Run, datamodule_of
 from diffusion.tasks.reconstruct import evenly_spaced
@@ -45,10 +44,6 @@ class Subject:
     @property
     def name(self) -> str:
         return self.given.receipt["samples"] if self.given else str(self.run.directory)
-
-    def generative(self) -> GenerativeModel:
-        """The run's model, on the device. There must be a run."""
-        return self.run.generative(self.device)
 
     def receipt(self, samples: Samples, **more: Any) -> dict[str, Any]:
         """What has to be known of a figure to get it again."""

@@ -14,11 +14,9 @@ import torch
 from omegaconf import DictConfig, ListConfig
 from torch import Tensor
 
-from datamodules.batch import DataSpec
-from diffusion.apps.output import progress
+from diffusion.apps.output import entry, progress
 from diffusion.apps.subject import Samples, Subject, samples_of, subject_of
 from diffusion.errors import UserError
-from diffusion.metrics import Interval
 from diffusion.metrics.classification import auroc_values
 from diffusion.metrics.paired import crossed_interval, paired_difference
 from diffusion.random import seed_of
@@ -57,7 +55,7 @@ def main(config: DictConfig) -> None:
 
     steps = config.steps or steps_of(spec.shape)
     given = classified(subject, samples, budgets, config.seeds, steps, config.seed)
-    left_out, names = {}, names_of(spec)
+    left_out, names = {}, spec.names
     absent = [
         name for name, count in zip(names, samples.labels.bincount(minlength=len(names)), strict=True) if not count
     ]
@@ -182,10 +180,10 @@ def scores(arms: Mapping[str, Tensor], labels: Tensor, names: Sequence[str]) -> 
         values[arm]["auroc"] = torch.stack(areas[arm])
     present = {name: labels == k for k, name in enumerate(names) if (labels == k).any()}
     figures: dict[str, Any] = {
-        arm: {key: figure(crossed_interval(each, bounds=(0.0, 1.0)), each) for key, each in values[arm].items()}
+        arm: {key: entry(crossed_interval(each, bounds=(0.0, 1.0)), each.shape[1]) for key, each in values[arm].items()}
         | {
             "recall": {
-                name: figure(crossed_interval(right[arm][:, which], bounds=(0.0, 1.0)), right[arm][:, which])
+                name: entry(crossed_interval(right[arm][:, which], bounds=(0.0, 1.0)), int(which.sum()))
                 for name, which in present.items()
             }
         }
@@ -196,22 +194,14 @@ def scores(arms: Mapping[str, Tensor], labels: Tensor, names: Sequence[str]) -> 
         differences[arm] = {}
         for key, each in values[arm].items():
             found, p = paired_difference(each, values["real"][key], bounds=(-1.0, 1.0))
-            differences[arm][key] = figure(found, each) | {"p": p}
+            differences[arm][key] = entry(found, each.shape[1]) | {"p": p}
     best = max(WITH_SYNTHETIC, key=lambda arm: figures[arm]["accuracy"]["value"])
     return {"arms": figures, "differences": differences, "best": best}
-
-
-def figure(found: Interval, values: Tensor) -> dict[str, float | int]:
-    return found._asdict() | {"n": values.shape[1]}
 
 
 def right_of(given: Tensor, labels: Tensor) -> Tensor:
     """Whether probabilities (S, N, K) are highest for the label: float64 (S, N)."""
     return (given.argmax(2) == labels).double()
-
-
-def names_of(spec: DataSpec) -> tuple[str, ...]:
-    return spec.class_names or tuple(f"class {k}" for k in range(spec.classes))
 
 
 def not_scored(labels: Tensor, names: Sequence[str]) -> dict[str, str]:

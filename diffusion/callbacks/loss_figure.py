@@ -42,7 +42,7 @@ def draw_losses(metrics: Path, figure: Path) -> None:
         right.set_title("validation PSNR in dB (averaged weights)")
     else:
         levels = {name for row in rows for name in row if name.startswith("loss_by_noise/")}
-        for name in sorted(levels, key=_by_noise):
+        for name in sorted(levels, key=by_noise):
             label = name.removeprefix("loss_by_noise/log_snr_").replace("_", " ")
             right.plot(*curve(name), marker="o", markersize=3, label=label)
         right.set_title("validation loss by noise level")
@@ -56,7 +56,8 @@ def draw_losses(metrics: Path, figure: Path) -> None:
     canvas.savefig(figure, dpi=120)
 
 
-def _by_noise(name: str) -> tuple[int, float]:
+def by_noise(name: str) -> tuple[int, float]:
+    """A key that sorts the columns of loss_by_noise from the most noise to the least."""
     words = name.split("log_snr_")[1].split("_")
     order = {"below": 0, "above": 2}.get(words[0], 1)
     return order, float(words[0]) if order == 1 else 0.0

@@ -17,9 +17,10 @@ TITLES = {
     "sliced_wasserstein": "sliced Wasserstein (pixels)",
     "inception_score": "inception score",
     "label_accuracy": "read as the class asked for",
+    "grade_error": "grades away from what was asked",
     "ms_ssim": "MS-SSIM within classes",
 }
-BETTER = {"fid": "lower", "kid": "lower", "sliced_wasserstein": "lower", "ms_ssim": "as real"}
+BETTER = {"fid": "lower", "kid": "lower", "sliced_wasserstein": "lower", "ms_ssim": "as real", "grade_error": "lower"}
 
 
 def save_metrics(metrics: Mapping[str, Mapping[str, Any]], path: Path) -> None:

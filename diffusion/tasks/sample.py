@@ -37,6 +37,22 @@ def labels_of(label: int | Sequence[int] | str | None, n: int, classes: int | No
     return torch.tensor([wanted[i % len(wanted)] for i in range(n)])
 
 
+def to_uint8(images: Tensor) -> Tensor:
+    """[-1, 1] -> 0 ... 255, rounded to the nearest; values outside are clipped. Raises UserError for NaN."""
+    return _levels(images, 255).to(torch.uint8)
+
+
+def to_uint16(images: Tensor) -> Tensor:
+    """[-1, 1] -> 0 ... 65535, rounded to the nearest; values outside are clipped. Raises UserError for NaN."""
+    return _levels(images, 65535).to(torch.int32).to(torch.uint16)
+
+
+def _levels(images: Tensor, most: int) -> Tensor:
+    if not torch.isfinite(images).all():
+        raise UserError("the model made values that are not finite: it has not been trained, or it has diverged")
+    return ((images.clamp(-1, 1) + 1) * (most / 2)).round()
+
+
 def sample(
     generative: GenerativeModel,
     shape: Sequence[int],
@@ -47,11 +63,13 @@ def sample(
     on_step: OnStep | None = None,
     on_batch: Callable[[int], None] | None = None,
     first: int = 0,
+    convert: Callable[[Tensor], Tensor] = to_uint8,
 ) -> Tensor:
-    """Images `first` ... n - 1 as uint8 (n - first, *shape) on the CPU; shape is (C, *S).
+    """Images `first` ... n - 1 as uint8, or what `convert` makes of [-1, 1], (n - first, *shape) on the CPU.
 
-    Image i depends on (seed, i) and its label, labels[i], alone. `on_step` sees the steps of the first batch only;
-    `on_batch` is told after each batch how many images are done. Raises UserError if n or batch_size is below 1.
+    shape: of an image, (C, *S). Image i depends on (seed, i) and its label, labels[i], alone. `on_step` sees the steps
+    of the first batch only; `on_batch` is told after each batch how many images are done. Raises UserError if n or
+    batch_size is below 1.
     """
     check_positive(n=n, batch_size=batch_size)
     images = []
@@ -60,7 +78,7 @@ def sample(
         cond = None if labels is None else {"label": labels[places.start : places.stop]}
         seeds = [seed_of(seed, place) for place in places]
         batch = generative.sample(shape, cond, seeds=seeds, on_step=on_step if start == first else None)
-        images.append(to_uint8(batch).cpu())
+        images.append(convert(batch).cpu())
         if on_batch is not None:
             on_batch(places.stop)
     return torch.cat(images)
@@ -71,13 +89,6 @@ def check_positive(**values: int) -> None:
     for name, value in values.items():
         if value < 1:
             raise UserError(f"{name}={value}: ask for at least 1")
-
-
-def to_uint8(images: Tensor) -> Tensor:
-    """[-1, 1] -> 0 ... 255, rounded to the nearest; values outside are clipped. Raises UserError for NaN."""
-    if not torch.isfinite(images).all():
-        raise UserError("the model made values that are not finite: it has not been trained, or it has diverged")
-    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
 @contextmanager

@@ -14,20 +14,13 @@ from PIL import Image
 
 from datamodules.digits import Digits
 from diffusion.metrics.copies import lightly_changed
-from tests.commands import diffusion, refusal
+from tests.commands import diffusion, refusal, save_samples
 from tests.training import run_training
 
 QUICK = ["extractor=random", "device=cpu"]
 COLUMNS = ["id", "label", "flagged", "ratio", "nearest_train_id", "pixel_ratio", "feature_ratio"]
 COLUMNS += ["pixel_distance", "feature_distance"]
 FILES = {"metrics.json", "cases.csv", "held_out.csv", "pairs.png", "ratios.png"}
-
-
-def save_samples(path: Path, images: torch.Tensor, labels: torch.Tensor | None = None) -> Path:
-    """In the layout that `sample` writes."""
-    arrays = {"images": images.movedim(1, -1).numpy()} | ({} if labels is None else {"labels": labels.numpy()})
-    np.savez(path, **arrays)
-    return path
 
 
 @pytest.fixture(scope="module")

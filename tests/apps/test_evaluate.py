@@ -78,12 +78,16 @@ def test_figures_of_a_file(file, tmp_path, digits):
     assert {"neighbours", "code", "machine", "seconds", "seed", "intervals"} <= set(receipt)
 
 
-def test_the_domain_extractor_reads_the_classes(file, tmp_path):
+def test_the_domain_extractor_reads_the_classes(file, tmp_path, monkeypatch):
+    monkeypatch.setattr(Digits, "ordinal", True)
     found = evaluated(tmp_path / "out", f"samples={file}", "dataset=digits", "extractor.steps=150", "device=cpu")
     metrics = found["metrics"]
     assert metrics["label_accuracy"]["generated"]["value"] == pytest.approx(
         metrics["label_accuracy"]["test"]["value"], abs=0.03
     )
+    # Whoever is wrong is wrong by a grade at least, and by nine at most.
+    wrong, away = 1 - metrics["label_accuracy"]["test"]["value"], metrics["grade_error"]["test"]["value"]
+    assert 0 < wrong <= away <= 9 * wrong
     assert 7 < metrics["inception_score"]["generated"]["value"] <= 10
     assert found["receipt"]["extractor"]["name"] == "domain"
 

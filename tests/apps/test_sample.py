@@ -244,3 +244,12 @@ def test_real_data(shared_data, sampled, tmp_path, dataset, file, shape, classes
     arrays, _ = sampled(f"n={classes + 1}", of=run)
     assert arrays["images"].shape == (classes + 1, *shape)
     assert arrays["labels"].tolist() == [*range(classes), 0]
+
+
+def test_sixteen_bits_are_the_same_image_in_finer_levels(sampled):
+    eight, sixteen = (sampled("n=3", f"bits={bits}")[0]["images"] for bits in (8, 16))
+    assert sixteen.dtype == np.uint16 and eight.dtype == np.uint8
+    assert np.abs(sixteen / 257 - eight).max() <= 0.501
+    assert len(np.unique(sixteen)) > len(np.unique(eight))
+    with pytest.raises(UserError, match="bits=12: give 8 or 16"):
+        sampled("n=3", "bits=12")

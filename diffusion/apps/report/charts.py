@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from diffusion.apps.report.results import Figure, figures_of, is_figure
+from diffusion.callbacks.loss_figure import by_noise
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -232,12 +233,6 @@ def ends_of(metrics: Mapping[str, Any], name: str) -> tuple[float, float]:
 def curve(rows: Sequence[Mapping[str, str]], name: str) -> tuple[list[int], list[float]]:
     points = [(int(row["step"]), float(row[name])) for row in rows if row.get(name)]
     return [step for step, _ in points], [value for _, value in points]
-
-
-def by_noise(name: str) -> tuple[int, float]:
-    words = name.split("log_snr_")[1].split("_")
-    order = {"below": 0, "above": 2}.get(words[0], 1)
-    return order, float(words[0]) if order == 1 else 0.0
 
 
 def mark(points: tuple[list[int], list[float]]) -> str | None:

@@ -110,7 +110,7 @@ def rows_of(images: Tensor, labels: Tensor | None, n: int, factor: int, run: Run
             members = hot.nonzero().flatten()
             shown = members[evenly_spaced(len(members), n)]
             real = train.take(shown).eight_bit().images if len(members) else None
-        name = spec.class_names[k] if spec.class_names else f"class {k}"
+        name = spec.names[k]
         rows.append(row(name, images[labels == k], real, columns, factor))
     return rows
 

@@ -19,6 +19,7 @@ METRICS = {
     "sliced_wasserstein": ("sliced Wasserstein", "lower"),
     "inception_score": ("inception score", "higher"),
     "label_accuracy": ("label accuracy", "higher"),
+    "grade_error": ("error in grades", "lower"),
     "auroc": ("AUROC", "higher"),
     "ms_ssim": ("MS-SSIM within classes", "near that of real images"),
 }
