@@ -25,6 +25,8 @@ class CsvTable(MaskedPictures):
 
     def __init__(self, root: str | None = None, columns: dict[str, str] | None = None, **options: Any) -> None:
         super().__init__(**options)
+        if not isinstance(columns, (dict, type(None))):
+            raise DataError(f"dataset.columns={columns}: give names of columns, as {{label: diagnosis}}")
         unknown = set(columns or {}) - set(COLUMNS)
         if unknown:
             raise DataError(f"dataset.columns: {unknown.pop()} is none of {', '.join(COLUMNS)}")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from datamodules.batch import DataError
-from datamodules.picture_files import PictureFiles
+from datamodules.picture_files import PictureFiles, is_numbers
 from datamodules.pictures import SUFFIXES, read_mask
 from datamodules.progress import with_progress
 from datamodules.table import Item, files_under
@@ -34,8 +34,8 @@ class MaskedPictures(PictureFiles):
 
     def __init__(self, values: Sequence[int] | None = None, **options: Any) -> None:
         super().__init__(**options)
-        if values is not None and (len(values) < 2 or list(values) != sorted(set(values))):
-            raise DataError(f"dataset.values={list(values)}: give two or more values, each above the one before")
+        if values is not None and (not is_numbers(values) or len(values) < 2 or list(values) != sorted(set(values))):
+            raise DataError(f"dataset.values={values}: give two or more values, each above the one before")
         self.values = None if values is None else list(values)
 
     def decoding(self) -> dict[str, Any]:

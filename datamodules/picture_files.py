@@ -12,13 +12,22 @@ from torch import Tensor
 
 from datamodules.batch import DataError
 from datamodules.files import FilesDataModule
-from datamodules.pictures import fitted, fitted_mask, read_mask, read_picture
+from datamodules.pictures import fitted, fitted_mask, picture_size, read_mask, read_picture
 from datamodules.table import Item
 
 log = logging.getLogger(__name__)
 
 GREY = (0.299, 0.587, 0.114)
 """Rec. 601 luma."""
+
+
+def is_numbers(values: object, count: int | None = None) -> bool:
+    """Whether something from a config is a list of numbers, `count` of them."""
+    return (
+        isinstance(values, (list, tuple))
+        and all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
+        and count in (None, len(values))
+    )
 
 
 class PictureFiles(FilesDataModule):
@@ -46,12 +55,12 @@ class PictureFiles(FilesDataModule):
             raise DataError(f"dataset.size={size}: give pixels, 1 or more")
         if fit not in ("crop", "pad", "stretch"):
             raise DataError(f"dataset.fit={fit}: use crop, pad or stretch")
-        if channels not in (None, 1, 3):
+        if channels not in (None, 1, 3) or channels is True:
             raise DataError(f"dataset.channels={channels}: use 1, 3, or null for what the files have")
         if bits not in (None, 8, 16):
             raise DataError(f"dataset.bits={bits}: use 8, 16, or null for what the files have")
-        if intensity is not None and (len(intensity) != 2 or not intensity[0] < intensity[1]):
-            raise DataError(f"dataset.intensity={list(intensity)}: give [low, high], low below high")
+        if intensity is not None and not (is_numbers(intensity, 2) and intensity[0] < intensity[1]):
+            raise DataError(f"dataset.intensity={intensity}: give [low,high], low below high")
         self.size, self.fit, self.channels, self.bits = size, fit, channels, bits
         self.intensity = None if intensity is None else tuple(map(float, intensity))
         self._brightest = 0
@@ -71,6 +80,9 @@ class PictureFiles(FilesDataModule):
                 )
             mask = fitted_mask(torch.from_numpy(classes)[None], self.size, self.fit, len(self.mask_values))
         yield item.name, self.image(picture, item), mask
+
+    def size_in_file(self, item: Item) -> tuple[int, int] | None:
+        return picture_size(item.path)
 
     mask_values: Sequence[int] = (0, 255)
     """The values of a mask's classes 0, 1, ..."""

@@ -32,6 +32,17 @@ def read_picture(path: Path) -> np.ndarray:
     return array if array.ndim == 3 else array[..., None]
 
 
+def picture_size(path: Path) -> tuple[int, int] | None:
+    """Width and height as the file's head says, without what EXIF turns; None where Pillow cannot tell."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except Exception:  # a damaged file can make its readers raise anything
+        return None
+
+
 def read_mask(path: Path) -> np.ndarray:
     """(H, W) uint8 or uint16: the palette's indices, else grey values. DataError as for `read_picture`."""
     array = _tiff(path) if path.suffix.lower() in (".tif", ".tiff") else None

@@ -58,3 +58,26 @@ def test_real_files(experiment, shared_data, tmp_path):
     limits = ["trainer.max_time=null", *QUICK]
     run = run_training(tmp_path, *words, *cache, *limits, "callbacks.previews.n=2", base=base)
     assert sampled(run, n=2).shape == (2, *shape)
+
+
+@pytest.mark.slow
+def test_sixteen_bits_on_the_disk_are_judged_as_samples_are(tmp_path):
+    run = run_training(tmp_path, *QUICK, *words_of(SOURCES["nifti patches on disk"](tmp_path)))
+    common = [f"run={run}", "extractor=random", "device=cpu"]
+    tasks.main(["evaluate", *common, "n=20", "grid.steps=2"])
+    tasks.main(["audit", *common, "n=20", "members=10", "grid.steps=2"])
+    tasks.main(["report", f"run={run}", "n=2", "device=cpu"])
+    assert (run / "evaluate" / "metrics.json").is_file() and (run / "audit" / "metrics.json").is_file()
+    assert "generated" in (run / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_latents_of_class_folders_on_the_disk(tmp_path):
+    data = words_of(SOURCES["folder on disk"](tmp_path))
+    limits = ["accelerator=cpu", "batch_size=4", "trainer.max_time=null", *QUICK]
+    base = ["experiment=leukemia_vae", "model.network.channels=8", "perceptual=none", "callbacks.reconstructions.n=2"]
+    first = run_training(tmp_path, *data, *limits, base=base)
+    tasks.main(["reconstruct", f"run={first}", "classifier=false", "device=cpu"])
+    base = ["experiment=leukemia_latent", "network.channels=8", "network.multipliers=[1]", f"codec.run={first}"]
+    run = run_training(tmp_path, *data, *limits, "callbacks.previews.n=2", "grid.steps=2", base=base)
+    assert sampled(run, n=2).shape == (2, 16, 16, 3)

@@ -98,7 +98,9 @@ OPTIONS = {
     r"fit=cover: use crop, pad or stretch": {"fit": "cover"},
     r"channels=2: use 1, 3, or null": {"channels": 2},
     r"bits=12: use 8, 16, or null": {"bits": 12},
-    r"intensity=\[9, 1\]: give \[low, high\]": {"intensity": [9, 1]},
+    r"channels=True: use 1, 3, or null": {"channels": True},
+    r"intensity=\[9, 1\]: give \[low,high\]": {"intensity": [9, 1]},
+    r"intensity=3: give \[low,high\]": {"intensity": 3},
     r"val=0 and": {"val": 0},
     r"val=0\.5 and dataset\.test=0\.5": {"val": 0.5, "test": 0.5},
     r"unreadable=ignore: use refuse or skip": {"unreadable": "ignore"},
@@ -166,6 +168,7 @@ def test_a_table_in_another_encoding(tmp_path):
     (tmp_path / "t.csv").write_bytes("path\nbild_ü.png\n".encode("latin-1"))
     refused(lambda: CsvTable(path=str(tmp_path / "t.csv")).setup(), "cannot be read as a table in UTF-8")
     refused(lambda: CsvTable(path=str(tmp_path / "t.csv"), columns={"lable": "x"}), "lable is none of path, label")
+    refused(lambda: CsvTable(path=str(tmp_path / "t.csv"), columns="label"), "columns=label: give names of columns")
 
 
 def masks(x: Path, **options) -> Masks:
@@ -196,7 +199,8 @@ def test_masks_that_cannot_be_told_from_images(tmp_path):
     class_folders(tmp_path / "x", 6)
     refused(lambda: masks(tmp_path / "x").setup(), "6 images and 0 masks are found|0 images and 0 masks are found")
     refused(lambda: masks(tmp_path / "x", images="*.png", masks="*.png").setup(), "tell them apart")
-    refused(lambda: masks(tmp_path / "x", values=[3]), r"values=\[3\]: give two or more")
+    for values in ([3], 3, ["a", "b"]):
+        refused(lambda values=values: masks(tmp_path / "x", values=values), r"dataset\.values=.*: give two or more")
 
 
 SPRITES = {
