@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from datamodules.stored import blocks_of
 
 if TYPE_CHECKING:
     from datamodules.latents import Codec
+    from datamodules.survey import Survey
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
     source: str = "data"
     class_names: tuple[str, ...] | None = None
     ordinal: bool = False
-    mask_classes: int | None = None
+    known_mask_classes: int | None = None
     """Of the masks' pixels, where they need not be looked at to know it."""
     order: Callable[[int, int, int], Tensor] = staticmethod(epoch_order)
     """The permutation of (n, seed, epoch) that an epoch of the training samples visits."""
@@ -74,6 +75,11 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         self._moved: dict[str, Split] = {}
         self._facts: dict[str, Any] = {}
 
+    @property
+    def options(self) -> dict[str, int]:
+        """What every source is made with."""
+        return {name: getattr(self, name) for name in ("seed", "batch_size", "validation_limit", "workers")}
+
     @abstractmethod
     def load(self) -> dict[str, Split]:
         """Read the splits train, val and test, in an order that never changes."""
@@ -82,7 +88,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         """Load the data, the first time only."""
         if not self._splits:
             splits = self.load()
-            self._spec = examine(self.source, splits, self.class_names, self.ordinal, self.mask_classes)
+            self._spec = examine(self.source, splits, self.class_names, self.ordinal, self.known_mask_classes)
             self._splits = splits
             log.info("%s: %s", self.source, ", ".join(f"{name} {len(splits[name])}" for name in SPLITS))
 
@@ -108,6 +114,21 @@ class ImageDataModule(pl.LightningDataModule, ABC):
     def files(self) -> list[tuple[str, str, str]] | None:
         """Path, split and label of each file, in the order of the splits; None where the data are not files."""
         return None
+
+    def survey(self, seconds: float | None = None) -> Survey | None:
+        """Every file by itself, with all that is wrong with it; None where the data are not files."""
+        return None
+
+    def part(self, rows: Mapping[str, Tensor]) -> ImageDataModule:
+        """The samples at `rows`, int64 (M,), of each split, in memory, with the spec of the whole.
+
+        With its fingerprint too, unless the whole would have to be read from the disk for it.
+        """
+        from datamodules.part import Part
+
+        splits = {name: self.split(name).take(rows[name]) for name in SPLITS}
+        known = {"spec": self.spec, "fingerprint": None if self.split("train").stored else self.fingerprint()}
+        return Part(self.source, splits, class_names=self.class_names, **known, **self.options)
 
     def reference(self, name: str) -> Split:
         """The split in memory with uint8 images, for whatever holds samples against it.
@@ -174,6 +195,16 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         from datamodules.latents import Latents
 
         return self if codec.fingerprint is None else Latents(self, codec, cache, device)
+
+    def write_shards(self, folder: Path, n: int | None = None, **options: Any) -> dict[str, Any]:
+        """Write the data as tar files, from which dataset=shards reads them; what index.json holds.
+
+        n: up to so many samples of each split, at even distances; None for all
+        options: see `shard_writer.write`
+        """
+        from datamodules.shard_writer import write_source
+
+        return write_source(self, folder, n, **options)
 
     def train_dataloader(self) -> Batches | DataLoader:
         """Batches without end, from the trainer's optimizer step on."""

@@ -14,7 +14,7 @@ from datamodules.batch import DataError
 
 def epoch_order(n: int, seed: int, epoch: int) -> Tensor:
     """The permutation of range(n) that this epoch visits; int64 (n,)."""
-    return _permutation(n, f"{seed} order {epoch}")
+    return permutation(n, f"{seed} order {epoch}")
 
 
 def windowed_order(sizes: Sequence[int], window: int, seed: int, epoch: int) -> Tensor:
@@ -26,12 +26,13 @@ def windowed_order(sizes: Sequence[int], window: int, seed: int, epoch: int) -> 
     parts, found = epoch_order(len(sizes), seed, epoch).tolist(), []
     for first in range(0, len(parts), window):
         places = torch.cat([torch.arange(starts[k], starts[k + 1]) for k in parts[first : first + window]])
-        found.append(places[_permutation(len(places), f"{seed} order {epoch} window {first // window}")])
+        found.append(places[permutation(len(places), f"{seed} order {epoch} window {first // window}")])
     return torch.cat(found)
 
 
-def _permutation(n: int, name: str) -> Tensor:
-    # A hash, because neighbouring pairs (seed, epoch) must not share or shift their streams.
+def permutation(n: int, name: str) -> Tensor:
+    """A permutation of range(n) that hangs on the name alone; int64 (n,)."""
+    # A hash, because neighbouring names, such as those of (seed, epoch), must not share or shift their streams.
     digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest, "little", signed=True))
     return torch.randperm(n, generator=generator)

@@ -120,6 +120,23 @@ def save_beside(generated: Mapping[str, Tensor], real: Mapping[str, Tensor], pat
     canvas.savefig(path, dpi=120, bbox_inches="tight")
 
 
+def save_rows(rows: Mapping[str, Tensor], path: Path) -> None:
+    """A row of images for each title, uint8 (n, C, *S); one PNG."""
+    from matplotlib.figure import Figure
+
+    columns = max(map(len, rows.values()))
+    tiles = {title: tile(images, columns, enlargement(images, columns)) for title, images in rows.items()}
+    height, width = next(iter(tiles.values())).shape[:2]
+    canvas = Figure(figsize=(9, 0.2 + len(rows) * (0.1 + 7.5 * height / width)), layout="constrained")
+    for axes, (title, picture) in zip(canvas.subplots(len(rows), 1, squeeze=False)[:, 0], tiles.items(), strict=True):
+        axes.imshow(picture, interpolation="nearest")
+        axes.set_ylabel(title, fontsize=9, rotation=0, ha="right", va="center")
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.spines[:].set_visible(False)
+    canvas.savefig(path, dpi=120, bbox_inches="tight")
+
+
 def save_strip(strip: tuple[Tensor, Tensor], path: Path) -> None:
     """Pairs of rows: a sample on its way from noise, and what the model expects of it at each moment.
 

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from datamodules.npz import Npz
-from datamodules.shard_writer import write
 from datamodules.sprites import IMAGES, LABELS
 from tests.datamodules.pictures import class_folders, noise, save
 from tests.datamodules.scanner import body, write_nifti, write_series
@@ -69,7 +68,9 @@ def mnist(folder: Path) -> dict[str, Any]:
 
 def dicom(folder: Path) -> dict[str, Any]:
     for patient in range(5):
-        write_series(folder / "x" / f"scan{patient}", body(seed=patient), series=f"1.2.{patient}", PatientID=str(patient))
+        write_series(
+            folder / "x" / f"scan{patient}", body(seed=patient), series=f"1.2.{patient}", PatientID=str(patient)
+        )
     return {"dataset": "dicom", "path": str(folder / "x"), "size": 16, "cache": str(folder / "cache")}
 
 
@@ -82,11 +83,8 @@ def nifti(folder: Path) -> dict[str, Any]:
 
 def shards(folder: Path) -> dict[str, Any]:
     keys = npz(folder)
-    source = Npz(path=keys["path"])
-    splits = {name: source.split(name) for name in ("train", "val", "test")}
     (folder / "shards").mkdir()
-    facts = {"spec": source.spec, "std": source.std(), "fingerprint": source.fingerprint()}
-    write(folder / "shards", splits, **facts, shard_size=0.02)
+    Npz(path=keys["path"]).write_shards(folder / "shards", shard_size=0.02)
     return {"dataset": "shards", "path": str(folder / "shards"), "window": 2, "cache": str(folder / "cache")}
 
 
