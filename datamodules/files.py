@@ -9,11 +9,11 @@ import logging
 import os
 import re
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -25,6 +25,9 @@ from datamodules.prepared import Prepared, Writer
 from datamodules.progress import with_progress
 from datamodules.split import SPLITS, Split
 from datamodules.table import Item, natural_key
+
+if TYPE_CHECKING:
+    from datamodules.survey import Survey
 
 log = logging.getLogger(__name__)
 
@@ -99,8 +102,15 @@ class FilesDataModule(ImageDataModule):
     def decoding(self) -> dict[str, Any]:
         """All options that `decode` depends on, as plain values."""
 
-    def divided(self) -> list[Item]:
-        """The items with their patients and splits, ordered by split and name."""
+    def size_in_file(self, item: Item) -> tuple[int, int] | None:
+        """Width and height of the picture that a file holds; None where that is unknown, or the file is none."""
+        return None
+
+    without: Collection[str] = ()
+    """Names of files that are left out."""
+
+    def listed(self) -> list[Item]:
+        """The items with their patients, and with their splits where these are given."""
         items = self.items()
         if self.patient:
             items = [replace(item, patient=_found(self.patient, item.name)) for item in items]
@@ -108,7 +118,16 @@ class FilesDataModule(ImageDataModule):
             items = read_splits(self.split_file, items)
         elif len(items) < len(SPLITS):
             raise DataError(f"{self.source} holds {len(items)} images: at least one for each of train, val and test")
-        return partition(items, self.val, self.test, self.split_seed)
+        return [item for item in items if item.name not in self.without]
+
+    def divided(self) -> list[Item]:
+        """The items with their patients and splits, ordered by split and name."""
+        return partition(self.listed(), self.val, self.test, self.split_seed)
+
+    def survey(self, seconds: float | None = None) -> Survey:
+        from datamodules.survey import survey
+
+        return survey(self, seconds)
 
     def load(self) -> dict[str, Split]:
         self._prepared = self._prepare()
@@ -138,7 +157,7 @@ class FilesDataModule(ImageDataModule):
     def _write(self, writer: Writer, items: list[Item], label: Callable[[Item], Tensor | None]) -> dict[str, Any]:
         log.info("%s: preparing %d files", self.source, len(items))
         unreadable: dict[str, str] = {}
-        for item, found in with_progress("preparing images", self._decoded(items), total=len(items)):
+        for item, found in with_progress("preparing images", self.decoded(items), total=len(items)):
             if isinstance(found, DataError):
                 unreadable[item.name] = str(found)
                 continue
@@ -157,7 +176,9 @@ class FilesDataModule(ImageDataModule):
         """What else is kept with the prepared images, after all files were decoded."""
         return {}
 
-    def _decoded(self, items: Sequence[Item]) -> Iterator[tuple[Item, Any]]:
+    def decoded(self, items: Sequence[Item]) -> Iterator[tuple[Item, list | DataError]]:
+        """Each item with all that `decode` makes of it, or with the error."""
+
         def decode(item: Item) -> Any:
             try:
                 return list(self.decode(item))

@@ -98,7 +98,7 @@ class Masks(MaskedPictures):
         if not images or not masks or set(images) & set(masks):
             raise DataError(
                 f"{self.path}: {len(images)} images and {len(masks)} masks are found among {len(files)} pictures: tell "
-                "them apart by folders images/ and masks/, or by dataset.images='*.bmp' dataset.masks='*.png'"
+                "them apart by folders images/ and masks/, or by \"dataset.images='*.bmp'\" \"dataset.masks='*.png'\""
             )
         pairs: dict[tuple[str, ...], Path] = {}
         for name in masks:

@@ -16,7 +16,6 @@ from datamodules.batch import DataError
 from datamodules.fetch import fetch, md5_of
 from datamodules.split import Split
 
-
 LARGE = 1 << 28
 """Bytes of a file whose md5 is worth remembering."""
 

@@ -90,21 +90,27 @@ def _count(items: Sequence[Item], split: str) -> int:
     return sum(item.split == split for item in items)
 
 
-def _check(items: Sequence[Item], given: bool) -> None:
-    sides: dict[str, set[str]] = defaultdict(set)
-    names: dict[str, str] = {}
+def torn(items: Sequence[Item]) -> dict[str, list[tuple[str, str]]]:
+    """Of each patient with files in several given splits, the names and splits of these files."""
+    groups: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for item in items:
-        sides[item.group].add(item.split)
-        names.setdefault(item.group, item.name)
-    torn = [names[group] for group, found in sides.items() if len(found) > 1]
-    if torn:
+        if item.split is not None:
+            groups[item.group].append((item.name, item.split))
+    return {group: files for group, files in groups.items() if len({split for _, split in files}) > 1}
+
+
+def _check(items: Sequence[Item], given: bool) -> None:
+    patients = torn(items)
+    if patients:
+        first = next(iter(patients.values()))[0][0]
         raise DataError(
-            f"{len(torn)} patients are in several splits, one with {torn[0]}: a model that has seen a patient is not "
+            f"{len(patients)} patients are in several splits, one with {first}: a model that has seen a patient is not "
             "tested on them; mend the given splits, or leave them out"
         )
     for name in SPLITS:
         if not _count(items, name):
-            whose = "given splits leave" if given else f"{len(sides)} files or patients are too few: they leave"
+            count = len({item.group for item in items})
+            whose = "given splits leave" if given else f"{count} files or patients are too few: they leave"
             raise DataError(f"the {whose} {name} empty: give more, or other shares dataset.val and dataset.test")
 
 

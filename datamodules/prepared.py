@@ -54,8 +54,8 @@ class Writer:
         if {**about, "n": known["n"]} != known:
             raise DataError(
                 f"{name} becomes {about['dtype']} of shape {tuple(about['shape'])}, but the files before it "
-                f"{known['dtype']} of {tuple(known['shape'])}: convert it (pictures: dataset.channels=3, dataset.bits=8), "
-                "or leave it out"
+                f"{known['dtype']} of {tuple(known['shape'])}: convert it (of pictures dataset.channels=3 and "
+                "dataset.bits=8 do), or leave it out"
             )
         if key not in self._files:
             self._files[key] = (self.folder / f"{key}.bin").open("wb")

@@ -11,6 +11,7 @@ from datamodules.digits import Digits
 from datamodules.medmnist import catalogue
 from diffusion.apps import tasks
 from diffusion.apps.config import CONF
+from tests.datamodules.pictures import class_folders
 from tests.training import AUTOENCODER, composed, run_training
 
 # What makes a task quick.
@@ -20,6 +21,7 @@ QUICK = {
     "audit": ["n=20", "members=10", "extractor=random"],
     "utility": ["n=20", "steps=2", "seeds=1", "budgets=[2]"],
     "report": ["n=1"],
+    "doctor": ["network=tiny", "network.channels=8", "seconds=0.3"],
 }
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -125,10 +127,15 @@ def test_task_commands_run(command, runs, samples, results, npz, tmp_path):
     words = [re.sub(r"^n=.*", "n=4", word) for word in words]
     elsewhere = of_npz(npz) if "dataset=npz" in words else samples
     words = [re.sub(r"^samples=.*", f"samples={elsewhere}", word) for word in words]
-    words = [re.sub(r"^dataset.path=.*", f"dataset.path={npz}", word) for word in words]
+    if "dataset.path=DIR" in words:
+        words.append(f"dataset.cache={tmp_path / 'cache'}")
+    pictures = class_folders(tmp_path / "pictures", 30)
+    words = [word.replace("dataset.path=DIR", f"dataset.path={pictures}") for word in words]
+    words = [re.sub(r"^dataset.path=FILE", f"dataset.path={npz}", word) for word in words]
     words = [re.sub(r"^max_copies=.*", "max_copies=1", word) for word in words]
     words = [word.replace("[A,B]", f"[{results},{results}]") for word in words]
-    tasks.main([task, *words, *QUICK.get(task, []), f"out={tmp_path / 'out'}", "device=cpu"])
+    device = {"doctor": ["accelerator=cpu"], "shard": []}.get(task, ["device=cpu"])
+    tasks.main([task, *words, *QUICK.get(task, []), f"out={tmp_path / 'out'}", *device])
     if task == "report":
         assert (tmp_path / "out" / "report.html").is_file()
     elif "compare" not in command:

@@ -11,13 +11,11 @@ from types import SimpleNamespace
 
 import pytorch_lightning as pl
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from datamodules.batch import DataSpec
 from diffusion.apps import cli
-from diffusion.apps.config import CONF
+from diffusion.apps.config import training_config
 from diffusion.callbacks.metrics_csv import read_rows
 from diffusion.models import Model
 from diffusion.runs import build_model
@@ -36,15 +34,7 @@ AUTOENCODER = ["experiment=digits_vae", *SHORT, "model.network.channels=8", "cal
 
 def composed(overrides: list[str]) -> DictConfig:
     """The config of `python train.py OVERRIDES`."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("train", overrides, return_hydra_config=True)
-    HydraConfig.instance().set_config(cfg)
-    choices = cfg.hydra.runtime.choices
-    OmegaConf.set_struct(cfg, False)
-    cfg.experiment = choices.experiment
-    del cfg["hydra"]
-    OmegaConf.set_struct(cfg, True)
-    return cfg
+    return training_config(overrides)
 
 
 def built(config: DictConfig, spec: DataSpec, std: float) -> tuple[Model, pl.LightningModule]:

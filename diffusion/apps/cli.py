@@ -35,7 +35,7 @@ def run(body: Callable[[], object]) -> None:
     if isinstance(error, Stopped):
         sys.exit(STOPPED)
     if isinstance(error, GateFailed):
-        print(f"audit failed: {error}", file=sys.stderr)
+        print(error, file=sys.stderr)
         sys.exit(GATE_FAILED)
     line = explain(error)
     if full or line is None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 
 from diffusion.errors import UserError
@@ -63,6 +65,22 @@ class Config:
 
 
 ConfigStore.instance().store("schema", Config)
+
+
+def training_config(words: Sequence[str]) -> DictConfig:
+    """What train.py composes of these words of its command line; Hydra's own part is in HydraConfig, as there.
+
+    Raises what Hydra raises; `cli.explain` makes a line of it.
+    """
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("train", list(words), return_hydra_config=True)
+    HydraConfig.instance().set_config(config)
+    choices = config.hydra.runtime.choices
+    OmegaConf.set_struct(config, False)
+    config.experiment = choices.experiment
+    del config["hydra"]
+    OmegaConf.set_struct(config, True)
+    return config
 
 
 def choice_of(group: str, name: str) -> DictConfig:

@@ -2,7 +2,7 @@
 
 A task is a module of this package with `main(config)`, and conf/task/TASK.yaml with its keys and their defaults. A key
 that is the name of a group (sampler, dataset, ...) is the run's own choice where the yaml holds null, unless another is
-named.
+named. A task whose yaml has the key `train` takes the words of train.py beside its own: what they compose is there.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion.apps.cli import keys_of, suggest, suggest_key
-from diffusion.apps.config import CONF, check_type, choice_of
+from diffusion.apps.config import CONF, check_type, choice_of, training_config
 from diffusion.errors import UserError
 
 
@@ -25,6 +25,7 @@ def main(arguments: Sequence[str]) -> None:
     names = sorted(path.stem for path in (CONF / "task").glob("*.yaml"))
     if not arguments or arguments[0] in ("-h", "--help"):
         print(f"usage: python -m diffusion TASK run=RUN_DIR [key=value ...]\ntasks: {', '.join(names)}")
+        print("doctor takes the words of train.py: python -m diffusion doctor experiment=NAME [key=value ...]")
         print("python -m diffusion TASK --help lists a task's keys")
         return
     task, overrides = arguments[0], arguments[1:]
@@ -36,6 +37,12 @@ def main(arguments: Sequence[str]) -> None:
         return
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     config = OmegaConf.load(path)
+    if OmegaConf.is_missing(config, "train"):
+        own, words = divided(overrides, config)
+        apply(config, (), parse(own))
+        config.train = training_config(words)
+        import_module(f"diffusion.apps.{task}").main(config)
+        return
     pairs = parse(overrides)
     if OmegaConf.is_missing(config, "run") and "run" not in pairs:
         raise UserError(f"{task} needs run=RUN_DIR, the folder that train.py printed")
@@ -53,6 +60,17 @@ def main(arguments: Sequence[str]) -> None:
             config[group] = run_config.get(group)
     apply(config, groups, pairs)
     import_module(f"diffusion.apps.{task}").main(config)
+
+
+def divided(overrides: Sequence[str], config: DictConfig) -> tuple[list[str], list[str]]:
+    """The words that set keys of the task, and the others, which are for train.py."""
+    own, words = [], []
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        if override.is_sweep_override():
+            raise UserError(f"{override.input_line}: one config is looked at at a time; give one value")
+        mine = override.key_or_group in config and override.key_or_group != "train"
+        (own if mine else words).append(override.input_line)
+    return own, words
 
 
 def parse(overrides: Sequence[str]) -> dict[str, object]:

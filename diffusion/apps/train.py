@@ -32,7 +32,7 @@ from diffusion.apps.run_directory import (
 from diffusion.errors import Stopped, UserError
 from diffusion.models import PARTS, Model, factory
 from diffusion.random import seed_of
-from diffusion.runs import Run, build_model, datamodule_of, data_section
+from diffusion.runs import Run, build_model, data_section, datamodule_of
 
 log = logging.getLogger("diffusion")
 

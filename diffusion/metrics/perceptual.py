@@ -25,12 +25,18 @@ class ClassifierDistance(nn.Module):
 
     Eq. 1 of Zhang et al. 2018 without learned weights, and the mean over levels for their sum: in [0, 4]. The features
     are those of a domain classifier of its own, not the one that judges reconstructions; it is trained here unless the
-    cache holds it. Raises UserError for data without labels.
+    cache holds it, for `steps` steps if that is given. Raises UserError for data without labels.
     """
 
-    def __init__(self, datamodule: pl.LightningDataModule, cache: Path, device: torch.device | str = "cpu"):
+    def __init__(
+        self,
+        datamodule: pl.LightningDataModule,
+        cache: Path,
+        device: torch.device | str = "cpu",
+        steps: int | None = None,
+    ):
         super().__init__()
-        self.classifier = domain_classifier(datamodule, cache, device, purpose="perceptual")
+        self.classifier = domain_classifier(datamodule, cache, device, steps=steps, purpose="perceptual")
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """Images a and b (B, C, *S) float32 in [-1, 1] -> distances (B,); the gradient goes to b alone."""

@@ -25,7 +25,11 @@ def test_a_source_trains_and_is_sampled(source, tmp_path):
     if (run / "splits.csv").exists():
         with (run / "splits.csv").open(newline="") as file:
             rows = list(csv.DictReader(file))
-        assert len(rows) == (5 if source.startswith(("dicom", "nifti")) else 32) and {row["split"] for row in rows} == {"train", "val", "test"}
+        assert len(rows) == (5 if source.startswith(("dicom", "nifti")) else 32) and {row["split"] for row in rows} == {
+            "train",
+            "val",
+            "test",
+        }
 
 
 def sampled(run, n: int) -> np.ndarray:
