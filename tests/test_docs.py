@@ -96,7 +96,7 @@ def test_training_commands_compose(command, npz):
     words = shlex.split(command.replace("FILE", str(npz)))[2:]
     if "--help" in words:
         return  # tests/apps/test_cli.py runs it
-    trials = [word.split(",")[0] for word in words if word != "-m"]
+    trials = [word.split(",")[0] for word in words if word != "-m"] if "-m" in words else words
     cfg = composed(trials)
     for word in trials:
         key, value = word.split("=", 1)
