@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from datamodules.arrays.examine import examine
+from datamodules.arrays.order import EndlessBatches, epoch_order
+from datamodules.arrays.split import LEVELS, SPLITS, Split
+from datamodules.arrays.stored import blocks_of
 from datamodules.batch import Batch, DataError, DataSpec
-from datamodules.examine import examine
-from datamodules.order import EndlessBatches, epoch_order
-from datamodules.split import LEVELS, SPLITS, Split
-from datamodules.stored import blocks_of
 
 if TYPE_CHECKING:
+    from datamodules.files.survey import Survey
     from datamodules.latents import Codec
-    from datamodules.survey import Survey
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class Batches:
 class ImageDataModule(pl.LightningDataModule, ABC):
     """Base of all sources: a subclass has `load`, and may name itself and its classes.
 
-    Data in memory go to the accelerator whole; stored ones (see stored.py) are read batch by batch.
+    Data in memory go to the accelerator whole; stored ones (see arrays/stored.py) are read batch by batch.
 
     batch_size: samples of an optimizer step, over all processes and accumulated batches
     validation_limit: validation looks at no more than this many samples, the same ones in every run
@@ -202,7 +202,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         n: up to so many samples of each split, at even distances; None for all
         options: see `shard_writer.write`
         """
-        from datamodules.shard_writer import write_source
+        from datamodules.formats.shard_writer import write_source
 
         return write_source(self, folder, n, **options)
 

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.batch import DataError
-from datamodules.dicom_files import Series, find
-from datamodules.dicom_pixels import read
-from datamodules.scans import Scans
+from datamodules.files.scans import Scans
+from datamodules.formats.dicom_files import Series, find
+from datamodules.formats.dicom_pixels import read
+from datamodules.formats.volumes import Volume
 from datamodules.table import Item, files_under
-from datamodules.volumes import Volume
 
 log = logging.getLogger(__name__)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from datamodules.arrays.split import Split
 from datamodules.base import ImageDataModule
-from datamodules.split import Split
 
 
 class Digits(ImageDataModule):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path, PurePath
 
 from datamodules.batch import DataError
-from datamodules.picture_files import PictureFiles
-from datamodules.pictures import SUFFIXES
+from datamodules.files.picture_files import PictureFiles
+from datamodules.formats.pictures import SUFFIXES
 from datamodules.table import SPLIT_NAMES, Item, files_under
 
 

@@ -15,10 +15,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from datamodules.arrays.split import SPLITS, Split
 from datamodules.base import ImageDataModule
 from datamodules.batch import DataError, DataSpec
 from datamodules.progress import with_progress
-from datamodules.split import SPLITS, Split
 
 log = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from datamodules.batch import DataError
-from datamodules.picture_files import PictureFiles, is_numbers
-from datamodules.pictures import SUFFIXES, read_mask
+from datamodules.files.picture_files import PictureFiles, is_numbers
+from datamodules.formats.pictures import SUFFIXES, read_mask
 from datamodules.progress import with_progress
 from datamodules.table import Item, files_under
 

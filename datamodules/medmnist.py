@@ -10,11 +10,11 @@ import runpy
 from pathlib import Path
 from typing import Any
 
-from datamodules import medmnist_layout
+from datamodules.arrays.split import Split
 from datamodules.base import ImageDataModule
 from datamodules.batch import DataError
 from datamodules.fetch import fetch, md5_of
-from datamodules.split import Split
+from datamodules.formats import medmnist_layout
 
 LARGE = 1 << 28
 """Bytes of a file whose md5 is worth remembering."""

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datamodules.arrays.split import Split
 from datamodules.base import ImageDataModule
 from datamodules.batch import DataError
 from datamodules.fetch import fetch
-from datamodules.partition import rows_by_ratio
-from datamodules.split import Split
+from datamodules.files.partition import rows_by_ratio
 
 ADDRESS = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 FILES = {

@@ -9,10 +9,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from datamodules.batch import DataError
-from datamodules.nifti_files import SUFFIXES, read, require_nibabel
-from datamodules.scans import Scans
+from datamodules.files.scans import Scans
+from datamodules.formats.nifti_files import SUFFIXES, read, require_nibabel
+from datamodules.formats.volumes import Volume
 from datamodules.table import Item, files_under
-from datamodules.volumes import Volume
 
 log = logging.getLogger(__name__)
 

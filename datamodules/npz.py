@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from datamodules import medmnist_layout
+from datamodules.arrays.split import Split
 from datamodules.base import ImageDataModule
 from datamodules.batch import DataError
-from datamodules.split import Split
+from datamodules.formats import medmnist_layout
 
 
 class Npz(ImageDataModule):

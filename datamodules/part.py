@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from datamodules.arrays.split import Split
 from datamodules.base import ImageDataModule
 from datamodules.batch import DataSpec
-from datamodules.split import Split
 
 
 class Part(ImageDataModule):

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from torch import Tensor
 
+from datamodules.arrays.order import epoch_order, windowed_order
+from datamodules.arrays.prepared import fits
+from datamodules.arrays.split import SPLITS, Split
 from datamodules.base import ImageDataModule
 from datamodules.batch import DataError
-from datamodules.order import epoch_order, windowed_order
-from datamodules.prepared import fits
-from datamodules.shard_files import ShardArray, ShardFiles
-from datamodules.split import SPLITS, Split
+from datamodules.formats.shard_files import ShardArray, ShardFiles
 
 
 class Shards(ImageDataModule):

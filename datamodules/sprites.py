@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datamodules.arrays.split import Split
+from datamodules.arrays.stored import Stored, npy_header
 from datamodules.base import ImageDataModule
 from datamodules.batch import DataError
-from datamodules.partition import rows_by_ratio
-from datamodules.split import Split
-from datamodules.stored import Stored, npy_header
+from datamodules.files.partition import rows_by_ratio
 
 IMAGES, LABELS = "sprites_1788_16x16.npy", "sprite_labels_nc_1788_16x16.npy"
 CLASSES = ("hero", "non-hero", "food", "spell", "side-facing")

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from datamodules.arrays.split import SPLITS
 from datamodules.batch import DataError
-from datamodules.split import SPLITS
 
 SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 """What folders and tables call the splits."""

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datamodules.arrays.split import Split
 from datamodules.base import ImageDataModule
 from datamodules.batch import DataError
-from datamodules.split import Split
 
 # Bands of rows of the 512 x 512 photograph. They share no pixel, and each holds gland, stroma and all three
 # classes: splits that cut columns, or a corner, leave one of their parts nearly or wholly without a class.

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules.split import SPLITS
+from datamodules.arrays.split import SPLITS
 from diffusion.callbacks.metrics_csv import read_columns, read_rows
 from diffusion.extractors import domain_classifier
 from diffusion.runs import Run, autoencoder_codec

@@ -5,11 +5,11 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
+from datamodules.arrays.examine import examine
+from datamodules.arrays.order import EndlessBatches, epoch_order
+from datamodules.arrays.split import Split
 from datamodules.base import ImageDataModule
 from datamodules.batch import DataError, DataSpec
-from datamodules.examine import examine
-from datamodules.order import EndlessBatches, epoch_order
-from datamodules.split import Split
 
 
 def make_split(n: int, shape=(3, 5, 4), classes: int = 3, shift: int = 0) -> Split:

@@ -13,11 +13,11 @@ from pydicom.pixels import apply_modality_lut, apply_windowing, get_decoder, pix
 from pydicom.sequence import Sequence
 
 from datamodules.batch import DataError
-from datamodules.cuts import Cut
-from datamodules.dicom_files import find
-from datamodules.dicom_pixels import read
-from datamodules.nifti_files import read as read_nifti
-from datamodules.volumes import Volume
+from datamodules.formats.cuts import Cut
+from datamodules.formats.dicom_files import find
+from datamodules.formats.dicom_pixels import read
+from datamodules.formats.nifti_files import read as read_nifti
+from datamodules.formats.volumes import Volume
 from tests.datamodules.scanner import (
     CR,
     SPACING,

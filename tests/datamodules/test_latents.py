@@ -7,11 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from datamodules.arrays.split import Split
 from datamodules.base import ImageDataModule
 from datamodules.batch import DataError
 from datamodules.latents import Latents
 from datamodules.progress import PATIENCE
-from datamodules.split import Split
 
 
 class Made(ImageDataModule):

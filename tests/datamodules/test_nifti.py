@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from datamodules.batch import DataError
-from datamodules.cuts import Cut
+from datamodules.formats.cuts import Cut
+from datamodules.formats.nifti_files import read
 from datamodules.nifti import Nifti
-from datamodules.nifti_files import read
 from tests.datamodules.scanner import SPACING, WAYS, body, write_nifti
 
 CARRIED = Path(nibabel.__file__).parent / "tests" / "data"

@@ -10,10 +10,10 @@ import torch
 from pydicom import dcmread
 
 from datamodules import dicom
+from datamodules.arrays.split import SPLITS
 from datamodules.batch import DataError
 from datamodules.dicom import Dicom
 from datamodules.nifti import Nifti
-from datamodules.split import SPLITS
 from tests.datamodules.scanner import body, save, with_pixels, write_nifti, write_series
 
 

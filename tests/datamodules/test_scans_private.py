@@ -17,10 +17,10 @@ from pydicom.dataelem import RawDataElement
 from pydicom.sequence import Sequence
 from pydicom.tag import Tag
 
+from datamodules.arrays.split import SPLITS
 from datamodules.batch import DataError
 from datamodules.dicom import Dicom
 from datamodules.nifti import Nifti
-from datamodules.split import SPLITS
 from tests.datamodules.scanner import body, write_nifti, write_series
 from tests.training import run_training
 

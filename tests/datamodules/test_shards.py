@@ -17,13 +17,13 @@ import torch
 import webdataset
 from PIL import Image
 
+from datamodules.arrays.order import epoch_order, windowed_order
+from datamodules.arrays.split import SPLITS, Split
 from datamodules.base import ImageDataModule
 from datamodules.batch import DataError
 from datamodules.fetch import md5_of
-from datamodules.order import epoch_order, windowed_order
-from datamodules.shard_members import to_files
+from datamodules.formats.shard_members import to_files
 from datamodules.shards import Shards
-from datamodules.split import SPLITS, Split
 from tests.datamodules.test_latents import Codec
 
 COUNTS = {"train": 40, "val": 9, "test": 7}
@@ -207,7 +207,7 @@ def test_a_shard_is_looked_through_once_and_again_when_it_has_changed(tmp_path, 
     path = written(tmp_path / "x", Made())
     opened(path).split("test").images[0]
     with monkeypatch.context() as patch:
-        patch.setattr("datamodules.shard_files.members_of", None)
+        patch.setattr("datamodules.formats.shard_files.members_of", None)
         assert torch.equal(opened(path).split("test").images[3], Made().split("test").images[3])
     shard = path / "test-000000.tar"
     content = bytearray(shard.read_bytes())
@@ -318,8 +318,8 @@ def test_a_failing_network_is_asked_again_and_then_named(served, tmp_path, monke
     shard = copy / "val-000000.tar"
     whole = shard.read_bytes()
     shard.unlink()
-    monkeypatch.setattr("datamodules.shard_files.WAITS", (0.0, 0.0))
-    monkeypatch.setattr("datamodules.shard_files.time.sleep", lambda wait: shard.write_bytes(whole))
+    monkeypatch.setattr("datamodules.formats.shard_files.WAITS", (0.0, 0.0))
+    monkeypatch.setattr("datamodules.formats.shard_files.time.sleep", lambda wait: shard.write_bytes(whole))
     assert len(data.split("val").images[:2]) == 2
     for spoilt in (whole[:1000], whole[:-1] + b"x"):
         (copy / "test-000000.tar").write_bytes(spoilt)

@@ -2,9 +2,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from datamodules.arrays.split import SPLITS, Split
 from datamodules.base import ImageDataModule
 from datamodules.digits import Digits
-from datamodules.split import SPLITS, Split
 from diffusion.extractors import Domain
 from diffusion.extractors.contrastive import nt_xent, view
 from diffusion.random import generator

@@ -9,11 +9,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from datamodules.arrays.split import SPLITS, Split
 from datamodules.base import ImageDataModule
 from datamodules.batch import DataSpec
 from datamodules.digits import Digits
 from datamodules.npz import Npz
-from datamodules.split import SPLITS, Split
 from diffusion.errors import UserError
 from diffusion.extractors import domain_classifier, embeddings, predictions
 from diffusion.extractors.contrastive import shifted

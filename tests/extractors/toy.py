@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from datamodules.arrays.split import SPLITS, Split
 from datamodules.base import ImageDataModule
 from datamodules.batch import DataSpec
-from datamodules.split import SPLITS, Split
 from diffusion.errors import UserError
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from datamodules.arrays.order import EndlessBatches
 from datamodules.batch import DataSpec
-from datamodules.order import EndlessBatches
 from diffusion.apps.config import CONF, choice_of
 from diffusion.augmentations import Geometry
 from diffusion.errors import UserError
@@ -36,7 +36,7 @@ def test_slices_of_a_batch_draw_what_the_whole_batch_draws(build, ranks, accumul
 
     sliced, slice_losses = build(), []
     size = 32 // (ranks * accumulate)
-    # Micro-batch m of rank r is slice m * ranks + r, as datamodules.order deals them out.
+    # Micro-batch m of rank r is slice m * ranks + r, as datamodules.arrays.order deals them out.
     for micro in range(accumulate):
         for rank in range(ranks):
             sliced._trainer = SimpleNamespace(

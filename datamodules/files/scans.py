@@ -13,10 +13,10 @@ from typing import Any
 from torch import Tensor
 
 from datamodules.batch import DataError
-from datamodules.cuts import Cut
-from datamodules.files import FilesDataModule
+from datamodules.files.base import FilesDataModule
+from datamodules.formats.cuts import Cut
+from datamodules.formats.volumes import Volume
 from datamodules.table import Item, read_csv, split_named
-from datamodules.volumes import Volume
 
 log = logging.getLogger(__name__)
 

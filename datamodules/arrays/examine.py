@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from datamodules.arrays.split import LEVELS, SPLITS, Split
+from datamodules.arrays.stored import OnDisk, blocks_of
 from datamodules.batch import DataError, DataSpec
-from datamodules.split import LEVELS, SPLITS, Split
-from datamodules.stored import OnDisk, blocks_of
 
 
 def examine(

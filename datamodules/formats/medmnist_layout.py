@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datamodules.arrays.examine import check_count
+from datamodules.arrays.order import epoch_order
+from datamodules.arrays.prepared import check_room, whole_file
+from datamodules.arrays.split import SPLITS, Split
+from datamodules.arrays.stored import BLOCK_BYTES, Stored, npy_header
 from datamodules.batch import DataError
-from datamodules.examine import check_count
-from datamodules.order import epoch_order
-from datamodules.prepared import check_room, whole_file
 from datamodules.progress import with_progress
-from datamodules.split import SPLITS, Split
-from datamodules.stored import BLOCK_BYTES, Stored, npy_header
 
 log = logging.getLogger(__name__)
 

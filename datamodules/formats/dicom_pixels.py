@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from datamodules.batch import DataError
-from datamodules.dicom_files import Series
-from datamodules.dicom_headers import (
+from datamodules.formats.dicom_files import Series
+from datamodules.formats.dicom_headers import (
     GEOMETRY,
     check_syntax,
     compression,
@@ -23,8 +23,8 @@ from datamodules.dicom_headers import (
     quiet,
     text,
 )
-from datamodules.dicom_space import Place, arrange, steps
-from datamodules.volumes import Volume, Window, canonical
+from datamodules.formats.dicom_space import Place, arrange, steps
+from datamodules.formats.volumes import Volume, Window, canonical
 
 if TYPE_CHECKING:
     from pydicom import Dataset

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from datamodules.arrays.split import Split, eight_bits, unit_range
+from datamodules.arrays.stored import Stored, blocks_of, runs
 from datamodules.batch import DataError
-from datamodules.split import Split, eight_bits, unit_range
-from datamodules.stored import Stored, blocks_of, runs
 
 ARRAY = np.random.default_rng(0).integers(0, 256, (10, 4, 5, 3), dtype=np.uint8)
 
@@ -40,7 +40,7 @@ def test_another_process_can_have_it(stored):
 
 
 def test_blocks_hold_everything_in_order(stored, monkeypatch):
-    monkeypatch.setattr("datamodules.stored.BLOCK_BYTES", 130)
+    monkeypatch.setattr("datamodules.arrays.stored.BLOCK_BYTES", 130)
     for values in (stored, WHOLE):
         blocks = list(blocks_of(values))
         assert [len(block) for block in blocks] == [2] * 5 and torch.equal(torch.cat(blocks), WHOLE)

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from datamodules.arrays.split import SPLITS, Split
 from datamodules.batch import DataError
+from datamodules.files.partition import torn
 from datamodules.part import Part
-from datamodules.partition import torn
 from datamodules.progress import with_progress
-from datamodules.split import SPLITS, Split
 from datamodules.table import Item
 
 if TYPE_CHECKING:
-    from datamodules.files import FilesDataModule
+    from datamodules.files.base import FilesDataModule
 
 BITS = {torch.uint8: 8, torch.int16: 16}
 Sample = tuple[str, Tensor, Tensor | None]
@@ -97,7 +97,7 @@ def survey(source: FilesDataModule, seconds: float | None = None) -> Survey:
 
 def _labelled(source: FilesDataModule, items: list[Item]) -> tuple[list[Item], list[str]]:
     """The items that can have a label together, and what is wrong with the others."""
-    from datamodules.files import labeller
+    from datamodules.files.base import labeller
 
     try:
         labeller(source.source, items)
@@ -137,7 +137,7 @@ def _opened(
 
 
 def _data(source: FilesDataModule, items: list[Item], samples: Mapping[str, list[Sample]]) -> Part:
-    from datamodules.files import labeller
+    from datamodules.files.base import labeller
 
     items = _alike(items) if any(item.label is not None for item in items) else items
     label = labeller(source.source, items)

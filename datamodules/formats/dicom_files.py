@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datamodules.batch import DataError
-from datamodules.dicom_headers import Header, check_syntax, is_dicom, read_header, require_pydicom
-from datamodules.dicom_space import Place, arrange, steps
+from datamodules.formats.dicom_headers import Header, check_syntax, is_dicom, read_header, require_pydicom
+from datamodules.formats.dicom_space import Place, arrange, steps
 from datamodules.progress import with_progress
 from datamodules.table import files_under
 

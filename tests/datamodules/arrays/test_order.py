@@ -3,8 +3,8 @@ from itertools import islice
 import pytest
 import torch
 
+from datamodules.arrays.order import EndlessBatches, epoch_order
 from datamodules.batch import DataError
-from datamodules.order import EndlessBatches, epoch_order
 
 
 def first(count: int, **options) -> list[torch.Tensor]:

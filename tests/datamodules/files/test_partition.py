@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from datamodules.batch import DataError
-from datamodules.partition import partition, read_splits, rows_by_ratio
+from datamodules.files.partition import partition, read_splits, rows_by_ratio
 from datamodules.table import Item
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from datamodules.batch import DataError
-from datamodules.volumes import Volume, Window, resample
+from datamodules.formats.volumes import Volume, Window, resample
 
 AXES = {"axial": 1, "coronal": 2, "sagittal": 3}
 """The axis of (C, D, H, W) along which slices of this name follow each other."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from datamodules.batch import DataError
-from datamodules.dicom_space import Place
+from datamodules.formats.dicom_space import Place
 
 if TYPE_CHECKING:
     from pydicom import Dataset

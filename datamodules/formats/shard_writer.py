@@ -15,14 +15,14 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from datamodules.arrays.order import permutation
+from datamodules.arrays.split import SPLITS, Split
 from datamodules.batch import DataError, DataSpec
 from datamodules.fetch import md5_of
-from datamodules.order import permutation
+from datamodules.formats.shard_index import INDEX, File, Index
+from datamodules.formats.shard_members import encoded, key_of, to_files
 from datamodules.part import Part
 from datamodules.progress import with_progress
-from datamodules.shard_index import INDEX, File, Index
-from datamodules.shard_members import encoded, key_of, to_files
-from datamodules.split import SPLITS, Split
 
 if TYPE_CHECKING:
     from datamodules.base import ImageDataModule

@@ -18,16 +18,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from datamodules.arrays.prepared import Prepared, Writer
+from datamodules.arrays.split import SPLITS, Split
 from datamodules.base import ImageDataModule
 from datamodules.batch import DataError
-from datamodules.partition import partition, read_splits
-from datamodules.prepared import Prepared, Writer
+from datamodules.files.partition import partition, read_splits
 from datamodules.progress import with_progress
-from datamodules.split import SPLITS, Split
 from datamodules.table import Item, natural_key
 
 if TYPE_CHECKING:
-    from datamodules.survey import Survey
+    from datamodules.files.survey import Survey
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ class FilesDataModule(ImageDataModule):
         return partition(self.listed(), self.val, self.test, self.split_seed)
 
     def survey(self, seconds: float | None = None) -> Survey:
-        from datamodules.survey import survey
+        from datamodules.files.survey import survey
 
         return survey(self, seconds)
 

@@ -15,9 +15,9 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from datamodules.arrays.split import SPLITS, Split
+from datamodules.arrays.stored import Stored
 from datamodules.batch import DataError
-from datamodules.split import SPLITS, Split
-from datamodules.stored import Stored
 
 log = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from datamodules.arrays.order import epoch_order
+from datamodules.arrays.split import SPLITS
 from datamodules.batch import DataError
-from datamodules.order import epoch_order
-from datamodules.split import SPLITS
 from datamodules.table import Item, read_csv, split_named
 
 log = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from datamodules.batch import DataError
-from datamodules.pictures import fitted, fitted_mask, read_mask, read_picture
+from datamodules.formats.pictures import fitted, fitted_mask, read_mask, read_picture
 from tests.datamodules.pictures import noise, png16, save
 
 RGB, GREY, RGB16, GREY16 = noise(0), noise(1, (20, 24)), noise(2, dtype=np.uint16), noise(3, (20, 24), np.uint16)

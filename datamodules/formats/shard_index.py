@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
+from datamodules.arrays.split import SPLITS
 from datamodules.batch import DataError
-from datamodules.split import SPLITS
 
 INDEX = "index.json"
 VERSION = 1

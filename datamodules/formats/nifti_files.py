@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from datamodules.batch import DataError
-from datamodules.volumes import Volume
+from datamodules.formats.volumes import Volume
 
 if TYPE_CHECKING:
     from nibabel import Nifti1Image

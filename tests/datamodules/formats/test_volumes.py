@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
+from datamodules.arrays.split import unit_range
 from datamodules.batch import DataError
-from datamodules.cuts import Cut
-from datamodules.split import unit_range
-from datamodules.volumes import Volume, Window, canonical, resample
+from datamodules.formats.cuts import Cut
+from datamodules.formats.volumes import Volume, Window, canonical, resample
 
 LEFT, BACK, HEAD = np.eye(3)
 

@@ -23,12 +23,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
+from datamodules.arrays.prepared import whole_file
+from datamodules.arrays.stored import OnDisk
 from datamodules.batch import DataError
 from datamodules.fetch import TIMEOUT, fetch, md5_of
-from datamodules.prepared import whole_file
-from datamodules.shard_index import INDEX, MOST_BYTES, File, Index
-from datamodules.shard_members import Decoder, from_files, members_of
-from datamodules.stored import OnDisk
+from datamodules.formats.shard_index import INDEX, MOST_BYTES, File, Index
+from datamodules.formats.shard_members import Decoder, from_files, members_of
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datamodules.arrays.stored import npy_header
 from datamodules.batch import DataError
-from datamodules.stored import npy_header
 
 ENDINGS = ("png", "npy", "mask.png", "mask.npy", "cls", "json")
 AGAIN = "copy or download it again"

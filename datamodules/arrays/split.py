@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from datamodules.arrays.stored import OnDisk
 from datamodules.batch import Batch
-from datamodules.stored import OnDisk
 
 SPLITS = ("train", "val", "test")
 LEVELS = {torch.uint8: 256, torch.int16: 65536}

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from datamodules.batch import DataError
-from datamodules.files import FilesDataModule
-from datamodules.pictures import fitted, fitted_mask, picture_size, read_mask, read_picture
+from datamodules.files.base import FilesDataModule
+from datamodules.formats.pictures import fitted, fitted_mask, picture_size, read_mask, read_picture
 from datamodules.table import Item
 
 log = logging.getLogger(__name__)

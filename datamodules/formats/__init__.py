@@ -1,0 +1,1 @@
+"""Readers and writers of file formats; they know nothing of splits' division or of training."""
