@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -37,21 +38,26 @@ class CsvTable(MaskedPictures):
     def items(self) -> list[Item]:
         rows = read_csv(self.path, [self.columns[name] for name in ("path", *sorted(self._named))])
         found, lines = [], {}
+        several = any("|" in row.get(self.columns["label"], "") for row in rows)
         for number, row in enumerate(rows, start=2):
             where = f"{self.path}, line {number}"
-            path, label, mask, patient, split = (row.get(self.columns[name]) for name in COLUMNS)
+            path, label, mask, patient, split = (row.get(self.columns[name], "").strip() for name in COLUMNS)
             if not path:
                 raise DataError(f"{where}: the path is empty")
-            if path in lines:
-                raise DataError(f"{where}: {path} is named in line {lines[path]} already: leave one of them out")
-            lines[path] = number
+            file = inside(self.root, row[self.columns["path"]], where)
+            name = file.relative_to(os.path.normpath(self.root)).as_posix()
+            if name in lines:
+                raise DataError(f"{where}: {path} is named in line {lines[name]} already: leave one of them out")
+            lines[name] = number
+            # Where several labels can hold at once, none can too.
+            known = label or (several and self.columns["label"] in row)
             found.append(
                 Item(
-                    inside(self.root, path, where),
-                    path,
-                    label=label,
+                    file,
+                    name,
+                    label=label if known else None,
                     mask=inside(self.root, mask, where) if mask else None,
-                    patient=patient or "",
+                    patient=patient,
                     split=split_named(split, where) if split else None,
                 )
             )

@@ -11,12 +11,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from datamodules.batch import DataError
 from datamodules.files.scans import Scans
 from datamodules.formats.dicom_files import Series, find
 from datamodules.formats.dicom_pixels import read
 from datamodules.formats.volumes import Volume
-from datamodules.table import Item, files_under
+from datamodules.table import Item, file_state, files_under
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +53,7 @@ class Dicom(Scans):
         The cache holds names of files, and nothing that headers say.
         """
         skip = self.unreadable == "skip"
-        files = [(str(path), *_state(path)) for path in files_under(self.path, ())]
+        files = [(str(path), *file_state(path)) for path in files_under(self.path, ())]
         about = json.dumps([VERSION, str(self.path.absolute()), self.modality, skip, files])
         kept = self.cache / f"series-{hashlib.sha256(about.encode()).hexdigest()[:24]}.json"
         try:
@@ -86,14 +85,5 @@ class Dicom(Scans):
         digest = hashlib.sha256(super()._key(items).encode())
         for item in items:
             for path in self.members(item):
-                digest.update(repr((path.name, *_state(path))).encode())
+                digest.update(repr((path.name, *file_state(path))).encode())
         return digest.hexdigest()[:24]
-
-
-def _state(path: Path) -> tuple[int, int]:
-    """Size and time of the last change. DataError: the file cannot be reached."""
-    try:
-        found = path.stat()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror})") from error
-    return found.st_size, found.st_mtime_ns

@@ -7,7 +7,7 @@ from pathlib import Path, PurePath
 from datamodules.batch import DataError
 from datamodules.files.picture_files import PictureFiles
 from datamodules.formats.pictures import SUFFIXES
-from datamodules.table import SPLIT_NAMES, Item, files_under
+from datamodules.table import SPLIT_NAMES, Item, files_under, split_folders
 
 
 class Folder(PictureFiles):
@@ -22,17 +22,14 @@ class Folder(PictureFiles):
         if not files:
             raise DataError(f"{self.path} holds no pictures ({', '.join(SUFFIXES)}): check dataset.path")
         names = [path.relative_to(self.path) for path in files]
-        splits = {name.parts[0] for name in names if len(name.parts) > 1}
-        divided = (
-            bool(splits) and all(name.lower() in SPLIT_NAMES for name in splits) and "train" in map(_split, splits)
-        )
+        divided = split_folders(self.path, names)
         return [self._item(path, name, divided) for path, name in zip(files, names, strict=True)]
 
     def _item(self, path: Path, name: PurePath, divided: bool) -> Item:
-        split = _split(name.parts[0]) if divided and len(name.parts) > 1 else None
+        split = SPLIT_NAMES[name.parts[0].lower()] if divided else None
         folders = name.parts[1:-1] if divided else name.parts[:-1]
+        if folders and "|" in folders[0]:
+            raise DataError(
+                f"{self.path}: the class {folders[0]} holds |, which joins several labels: rename the folder"
+            )
         return Item(path, name.as_posix(), label=folders[0] if folders else None, split=split)
-
-
-def _split(name: str) -> str | None:
-    return SPLIT_NAMES.get(name.lower())

@@ -14,13 +14,15 @@ from datamodules.batch import DataError
 from datamodules.files.picture_files import PictureFiles, is_numbers
 from datamodules.formats.pictures import SUFFIXES, read_mask
 from datamodules.progress import with_progress
-from datamodules.table import Item, files_under
+from datamodules.table import SPLIT_NAMES, Item, files_under, split_folders
 
 log = logging.getLogger(__name__)
 
 IMAGE_FOLDERS, MASK_FOLDERS = ("images", "image", "imgs", "img"), ("masks", "mask", "labels", "label", "annotations")
 LEAST_SHARE = 0.01
 """Of the pixels above zero, for a value to be a class: compression and resizing leave a rim of others."""
+NEAR = 16
+"""Values that differ by no more are one class, smeared, unless all values are so small that they number classes."""
 MOST_CLASSES = 32
 LOOKED_AT = 256
 
@@ -59,20 +61,38 @@ class MaskedPictures(PictureFiles):
         others = counts[1:].sum()
         if others == 0:
             raise DataError(f"{self.source}: the masks are empty, {len(chosen)} of them are 0 everywhere")
-        values = [0, *(np.flatnonzero(counts[1:] >= LEAST_SHARE * others) + 1).tolist()]
+        values = _peaks(counts, LEAST_SHARE * others)
+        if len(values) < 2:
+            raise DataError(
+                f"{self.source}: no value of the masks fills a hundredth of what is not 0, so they are no classes: set "
+                "dataset.values, as [0,255] where all above 127 is one class"
+            )
         if len(values) > MOST_CLASSES:
             raise DataError(
                 f"{self.source}: the masks hold {len(values)} frequent values, too many for classes: set dataset.values"
             )
         rest = counts.sum() - counts[values].sum()
-        log.info(
+        log.warning(
             "%s: mask values %s are classes 0 to %d%s",
             self.source,
             ", ".join(map(str, values)),
             len(values) - 1,
-            f"; {rest / counts.sum():.2%} of the pixels have others, and become the nearest" if rest else "",
+            f"; {rest / counts.sum():.2%} of the pixels have others, and become the nearest (or set dataset.values)"
+            if rest
+            else "",
         )
         return values
+
+
+def _peaks(counts: np.ndarray, least: float) -> list[int]:
+    """0, and the values that at least `least` pixels have; of large ones NEAR to each other the most frequent."""
+    frequent = [int(value) for value in np.argsort(-counts, kind="stable") if counts[value] >= least]
+    near = NEAR if max(frequent, default=0) >= MOST_CLASSES else 0
+    found = [0]
+    for value in frequent:
+        if all(abs(value - other) > near for other in found):
+            found.append(value)
+    return sorted(found)
 
 
 class Masks(MaskedPictures):
@@ -93,8 +113,9 @@ class Masks(MaskedPictures):
         files = [path.relative_to(self.path) for path in files_under(self.path, SUFFIXES)]
         if not files:
             raise DataError(f"{self.path} holds no pictures ({', '.join(SUFFIXES)}): check dataset.path")
-        images = [name for name in files if self._is(name, self.images, IMAGE_FOLDERS, not_=self.masks)]
         masks = [name for name in files if self._is(name, self.masks, MASK_FOLDERS, not_=None)]
+        taken = set(masks) if self.masks != self.images else set()
+        images = [n for n in files if self._is(n, self.images, IMAGE_FOLDERS, not_=self.masks) and n not in taken]
         if not images or not masks or set(images) & set(masks):
             raise DataError(
                 f"{self.path}: {len(images)} images and {len(masks)} masks are found among {len(files)} pictures: tell "
@@ -112,7 +133,16 @@ class Masks(MaskedPictures):
             raise DataError(f"{self.path}: {len(alone)} of {len(images)} images have no mask, the first {alone[0]}")
         if len(pairs) > len(images):
             log.warning("%s: %d masks have no image, and are not used", self.path, len(pairs) - len(images))
-        return [Item(self.path / n, n.as_posix(), mask=self.path / pairs[_key(n)]) for n in images]
+        divided = split_folders(self.path, images)
+        return [
+            Item(
+                self.path / name,
+                name.as_posix(),
+                mask=self.path / pairs[_key(name)],
+                split=SPLIT_NAMES[name.parts[0].lower()] if divided else None,
+            )
+            for name in images
+        ]
 
     def _is(self, name: Path, pattern: str | None, folders: Sequence[str], not_: str | None) -> bool:
         if pattern is not None:

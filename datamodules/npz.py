@@ -22,6 +22,8 @@ class Npz(ImageDataModule):
         self, path: str | None = None, memory: float = 4.0, cache: str = "~/.cache/med-diffusion", **options: int
     ) -> None:
         super().__init__(**options)
+        if memory < 0:
+            raise DataError(f"dataset.memory={memory}: give GiB, 0 or more")
         if not path:
             raise DataError("dataset=npz needs a file: add dataset.path=FILE")
         self.path = Path(path).expanduser()

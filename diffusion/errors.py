@@ -6,7 +6,7 @@ class UserError(ValueError):
 
 
 class Stopped(Exception):
-    """Training was stopped by a signal, after its state was saved."""
+    """Training was stopped by a signal, after its state was saved; or before it began, and the message says so."""
 
 
 class GateFailed(Exception):

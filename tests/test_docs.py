@@ -116,6 +116,7 @@ def test_the_command_for_a_file_of_ones_own_trains(npz, tmp_path):
     assert (tmp_path / "bloodmnist_pixel" / "own" / "samples" / "step_0000002.png").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", commands("python -m diffusion"))
 def test_task_commands_run(command, runs, samples, results, npz, tmp_path):
     task, *words = shlex.split(command)[3:]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -23,6 +25,8 @@ log = logging.getLogger(__name__)
 
 INDEX = "index.json"
 TYPES = {"uint8": torch.uint8, "int16": torch.int16, "int64": torch.int64}
+ABANDONED = 86400.0
+"""Seconds after which nobody writes any more to what is not whole."""
 LEAST_FREE = 1 << 30
 """Bytes that stay free on the disk."""
 
@@ -75,11 +79,15 @@ class Writer:
 
 
 class Prepared:
-    """A folder of prepared splits: raw arrays, an index, and what was computed from them."""
+    """A folder of prepared splits: raw arrays, an index, and what was computed from them.
+
+    names: of the samples of each split. more: what `make` returned
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._index = json.loads((folder / INDEX).read_text())
+        index = json.loads((folder / INDEX).read_text())
+        self.names, self.more, self._arrays = (index[key] for key in ("names", "more", "arrays"))
 
     @classmethod
     def of(cls, cache: Path, key: str, make: Callable[[Writer], dict[str, Any] | None]) -> Prepared:
@@ -90,6 +98,9 @@ class Prepared:
         """
         folder = cache / key
         if not (folder / INDEX).is_file():
+            for left in cache.glob(f".{key}.*.part"):  # by a process that was killed
+                if left.stat().st_mtime < time.time() - ABANDONED:
+                    shutil.rmtree(left, ignore_errors=True)
             # A name of its own for each process: several may prepare at once, and the first to rename wins.
             part = cache / f".{key}.{uuid.uuid4().hex}.part"
             try:
@@ -110,17 +121,8 @@ class Prepared:
                 shutil.rmtree(part, ignore_errors=True)
         try:
             return cls(folder)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{folder} is damaged: delete it, and it is made anew") from error
-
-    @property
-    def more(self) -> dict[str, Any]:
-        """What `make` returned."""
-        return self._index["more"]
-
-    @property
-    def names(self) -> dict[str, list[str]]:
-        return self._index["names"]
 
     def splits(self, memory: float) -> dict[str, Split]:
         """The splits, in memory if their images and masks are at most `memory` GiB, else as stored arrays.
@@ -128,7 +130,7 @@ class Prepared:
         DataError: a file is gone or cut short.
         """
         found: dict[str, dict[str, Stored | Tensor]] = {}
-        for key, about in self._index["arrays"].items():
+        for key, about in self._arrays.items():
             split, kind = key.split("_")
             path = self.folder / f"{key}.bin"
             array = Stored(path, TYPES[about["dtype"]], (about["n"], *about["shape"]))
@@ -144,7 +146,7 @@ class Prepared:
     def fact(self, name: str, compute: Callable[[], Any]) -> Any:
         """A number or text computed from the data, once."""
         path = self.folder / f"{name}.json"
-        if path.is_file():
+        with contextlib.suppress(OSError, ValueError):  # not there yet, or damaged
             return json.loads(path.read_text())
         value = compute()
         part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")

@@ -44,8 +44,8 @@ class FilesDataModule(ImageDataModule):
     val, test: shares of the files, stratified by class; see `partition`
     split_seed: of that division; not the seed of training, so that runs of other seeds see the same split
     splits: a CSV file with the columns path and split, instead of the shares; each run holds such a file
-    patient: regular expression; what it finds in a file's name (its first group, if it has one) is the patient, who
-        stays on one side of the split. null: each file is of a patient of its own
+    patient: regular expression; what it finds in a file's path from the data's folder on (its first group, if it has
+        one) is the patient, who stays on one side of the split. null: each file is of a patient of its own
     unreadable: refuse, or skip: leave files that cannot be read out, and say so
     memory: GiB up to which the images are held in memory; more are read from the cache batch by batch
     cache: folder for the prepared images
@@ -72,6 +72,9 @@ class FilesDataModule(ImageDataModule):
         super().__init__(**options)
         if not path:
             raise DataError(f"dataset.path is not set: add dataset.path=PATH, {self.needs}")
+        for name, value in {"path": path, "patient": patient, "splits": splits, "cache": cache}.items():
+            if not isinstance(value, str | None):
+                raise DataError(f"dataset.{name}={value}: give a text (in quotes, if it reads as something else)")
         if unreadable not in ("refuse", "skip"):
             raise DataError(f"dataset.unreadable={unreadable}: use refuse or skip")
         if memory < 0:
@@ -144,13 +147,7 @@ class FilesDataModule(ImageDataModule):
         return Prepared.of(self.cache, self._key(items), lambda writer: self._write(writer, items, label))
 
     def _key(self, items: Sequence[Item]) -> str:
-        files = []
-        for item in items:
-            try:
-                states = [path.stat() for path in (item.path, item.mask) if path]
-            except OSError as error:
-                raise DataError(f"{item.path} cannot be read ({error.strerror})") from error
-            files.append([item.name, item.label, item.split, *([s.st_size, s.st_mtime_ns] for s in states)])
+        files = [item.state() for item in items]
         about = [VERSION, type(self).__name__, str(self.path.absolute()), self.decoding(), self.unreadable, files]
         return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:24]
 
@@ -221,7 +218,7 @@ class labeller:  # noqa: N801 - it is called
             lost = next(item.name for item in items if item.label is None)
             raise DataError(f"{source}: {lost} has no label, but others have: give all of them one, or none")
         self.several = any("|" in item.label for item in given)
-        classes = {name: {label for item in given if item.split == name for label in self._of(item)} for name in SPLITS}
+        classes = {name: {label for item in given if item.split == name for label in item.labels} for name in SPLITS}
         self.classes = sorted(classes["train"], key=natural_key)
         for name in ("val", "test"):
             unknown = sorted(classes[name] - classes["train"], key=natural_key)
@@ -231,13 +228,10 @@ class labeller:  # noqa: N801 - it is called
                 )
         self._index = {name: place for place, name in enumerate(self.classes)}
 
-    def _of(self, item: Item) -> list[str]:
-        return [name for name in item.label.split("|") if name] if self.several else [item.label]
-
     def __call__(self, item: Item) -> Tensor | None:
         if self.classes is None:
             return None
-        places = torch.tensor([self._index[name] for name in self._of(item)], dtype=torch.int64)
+        places = torch.tensor([self._index[name] for name in item.labels], dtype=torch.int64)
         return torch.zeros(len(self.classes), dtype=torch.int64).index_fill(0, places, 1) if self.several else places[0]
 
 
@@ -245,7 +239,12 @@ def _found(pattern: re.Pattern, name: str) -> str:
     match = pattern.search(name)
     if match is None:
         raise DataError(f"dataset.patient={pattern.pattern} finds no patient in {name}: correct the pattern")
-    return match.group(1) if pattern.groups else match.group()
+    patient = match.group(1) if pattern.groups else match.group()
+    if not patient:
+        raise DataError(
+            f"dataset.patient={pattern.pattern} finds nothing in {name}: let it match one character or more"
+        )
+    return patient
 
 
 def _some(names: Sequence[str]) -> tuple[int, str]:

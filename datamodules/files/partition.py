@@ -56,34 +56,49 @@ def _dealt(items: Sequence[Item], shares: dict[str, float], seed: int) -> list[I
     groups: dict[str, list[Item]] = defaultdict(list)
     for item in items:
         groups[item.group].append(item)
-    total = Counter(_labels(items))
+    total = _counts(items)
     lacking = {name: {label: share * count for label, count in total.items()} for name, share in shares.items()}
+    files = {name: share * len(items) for name, share in shares.items()}
     found = []
     for group in sorted(groups, key=lambda group: (-len(groups[group]), _hash(seed, group))):
-        counts = Counter(_labels(groups[group]))
+        counts = _counts(groups[group])
 
-        def need(name: str, counts: Counter = counts) -> float:
-            # In shares of a class, so that a rare one weighs as much as a frequent one.
-            return sum(count * lacking[name][label] / total[label] for label, count in counts.items())
+        def need(name: str, counts: Counter = counts) -> tuple[float, float]:
+            # In shares of a class, so that a rare one weighs as much as a frequent one; of splits that lack a class
+            # alike, the one that lacks more files. Rounded, for sums of shares are equal up to their last bits.
+            of_classes = sum(count * lacking[name][label] / total[label] for label, count in counts.items())
+            return round(of_classes, 9), round(files[name], 9)
 
         chosen = max(shares, key=need)
         for label, count in counts.items():
             lacking[chosen][label] -= count
+        files[chosen] -= len(groups[group])
         found += [replace(item, split=chosen) for item in groups[group]]
-    # A share that is less than one sample of every class leaves its split empty: it takes the last groups of train.
     for name in shares:
         if not _count(found, name):
-            last = [item.group for item in found if item.split == "train"][-1:]
-            found = [replace(item, split=name) if item.group in last else item for item in found]
+            spare = _spare(found)
+            found = [replace(item, split=name) if item.group == spare else item for item in found]
     return found
 
 
-def _labels(items: Sequence[Item]) -> list[str | None]:
-    return [item.label for item in items]
+def _spare(items: Sequence[Item]) -> str | None:
+    """The last group of train that is not all that train has of a class, or None."""
+    train = [item for item in items if item.split == "train"]
+    total = _counts(train)
+    for group in dict.fromkeys(item.group for item in reversed(train)):
+        counts = _counts([item for item in train if item.group == group])
+        if all(count < total[label] for label, count in counts.items()):
+            return group
+    return None
+
+
+def _counts(items: Sequence[Item]) -> Counter:
+    return Counter(label for item in items for label in item.labels)
 
 
 def _hash(seed: int, group: str) -> bytes:
-    return hashlib.blake2b(f"{seed} split {group}".encode(), digest_size=8).digest()
+    # Names of files need not be UTF-8.
+    return hashlib.blake2b(f"{seed} split {group}".encode("utf-8", "surrogateescape"), digest_size=8).digest()
 
 
 def _count(items: Sequence[Item], split: str) -> int:
@@ -123,11 +138,12 @@ def read_splits(path: Path, items: Sequence[Item]) -> list[Item]:
     found: dict[str, Item] = {}
     for number, row in enumerate(read_csv(path, ["path", "split"]), start=2):
         name, where = row["path"], f"{path}, line {number}"
+        name = name if name in known else name.strip()
         if name not in known:
             raise DataError(f"{where}: {name} is not among the {len(known)} files of the data set: correct it")
         if name in found:
             raise DataError(f"{where}: {name} is named a second time: leave one of them")
-        found[name] = replace(known[name], split=split_named(row["split"], where))
+        found[name] = replace(known[name], split=split_named(row["split"].strip(), where))
     if len(found) < len(known):
         log.warning("%s leaves %d of %d files out", path, len(known) - len(found), len(known))
     return list(found.values())

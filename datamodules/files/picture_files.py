@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datamodules.arrays.split import Split
 from datamodules.batch import DataError
 from datamodules.files.base import FilesDataModule
 from datamodules.formats.pictures import fitted, fitted_mask, picture_size, read_mask, read_picture
@@ -17,6 +18,8 @@ from datamodules.table import Item
 
 log = logging.getLogger(__name__)
 
+MOST_PIXELS = 8192
+"""Along a side: beyond, one image takes a gigabyte to compute."""
 GREY = (0.299, 0.587, 0.114)
 """Rec. 601 luma."""
 
@@ -51,8 +54,8 @@ class PictureFiles(FilesDataModule):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        if size < 1:
-            raise DataError(f"dataset.size={size}: give pixels, 1 or more")
+        if not 1 <= size <= MOST_PIXELS:
+            raise DataError(f"dataset.size={size}: give pixels, from 1 to {MOST_PIXELS}")
         if fit not in ("crop", "pad", "stretch"):
             raise DataError(f"dataset.fit={fit}: use crop, pad or stretch")
         if channels not in (None, 1, 3) or channels is True:
@@ -115,11 +118,15 @@ class PictureFiles(FilesDataModule):
         raise DataError(f"{item.path} has {len(values)} channels, which do not become {self.channels}: leave it out")
 
     def about(self) -> dict[str, Any]:
-        if 0 < self._brightest < 1 << 14 and self.intensity is None:
+        return {"brightest": self._brightest}
+
+    def load(self) -> dict[str, Split]:
+        splits, brightest = super().load(), self._prepared.more["brightest"]
+        if 0 < brightest < 1 << 14 and self.intensity is None:
             log.warning(
                 "%s: the 16-bit images use the values up to %d only, so they are dark: set dataset.intensity=[0,%d]",
                 self.source,
-                self._brightest,
-                (1 << self._brightest.bit_length()) - 1,
+                brightest,
+                (1 << brightest.bit_length()) - 1,
             )
-        return {"brightest": self._brightest}
+        return splits

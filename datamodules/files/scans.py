@@ -81,7 +81,8 @@ class Scans(FilesDataModule):
     def _labelled(self, items: Sequence[Item], table: Path) -> list[Item]:
         rows = {}
         for number, row in enumerate(read_csv(table, ["path"]), start=2):
-            path, where = PurePosixPath(row["path"].replace("\\", "/")).as_posix(), f"{table}, line {number}"
+            row = {key: value if key == "path" else value.strip() for key, value in row.items()}
+            path, where = PurePosixPath(row["path"].strip().replace("\\", "/")).as_posix(), f"{table}, line {number}"
             if path in rows:
                 raise DataError(f"{where}: {path} is named in line {rows[path][0]} already: leave one of them out")
             rows[path] = number, row

@@ -33,6 +33,8 @@ def run(body: Callable[[], object]) -> None:
     if error is None:
         return
     if isinstance(error, Stopped):
+        if str(error):
+            print(error, file=sys.stderr)
         sys.exit(STOPPED)
     if isinstance(error, GateFailed):
         print(error, file=sys.stderr)

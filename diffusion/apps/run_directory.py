@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from logging.handlers import MemoryHandler
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -76,6 +77,11 @@ def find_run(directory: Path, cfg: DictConfig) -> Run | None:
     began, now = run.config.data.codec_fingerprint, cfg.data.codec_fingerprint
     if began != now:
         raise UserError(f"run {directory}: {another_codec(began, now)}")
+    if any(line.startswith("data.fingerprint:") for line in changed):
+        raise UserError(
+            f"run {directory} began on other data than {cfg.dataset.get('path') or 'these'} now holds (fingerprint "
+            f"{run.config.data.fingerprint}, now {cfg.data.fingerprint}): restore them, or begin another run_id"
+        )
     if changed:
         raise UserError(
             f"run {directory} was made with another config ({'; '.join(changed)}): use the same one, or another run_id"
@@ -102,8 +108,24 @@ def start_run(directory: Path, cfg: DictConfig, files: Sequence[tuple[str, str, 
 
 
 @contextmanager
-def logging_to(path: Path) -> Iterator[None]:
-    """Log to a file and to standard error; other processes than the first are silent."""
+def held_back() -> Iterator[list[logging.LogRecord]]:
+    """Keep what this project's modules log until there is a place for it; where a run is refused, nobody reads it."""
+    handler = MemoryHandler(capacity=1 << 20, flushLevel=logging.CRITICAL + 1, flushOnClose=False)
+    handler.addFilter(lambda record: record.name.split(".")[0] in ("datamodules", "diffusion"))
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.INFO)
+    root.addHandler(handler)
+    try:
+        yield handler.buffer
+    finally:
+        root.setLevel(level)
+        root.removeHandler(handler)
+
+
+@contextmanager
+def logging_to(path: Path, earlier: Sequence[logging.LogRecord] = ()) -> Iterator[None]:
+    """Log to a file and to standard error, what was held back first; other processes than the first are silent."""
     if not first_process():
         yield
         return
@@ -114,6 +136,8 @@ def logging_to(path: Path) -> Iterator[None]:
     root.setLevel(logging.INFO)
     for handler in (file, console):
         root.addHandler(handler)
+        for record in earlier:
+            handler.handle(record)
     try:
         yield
     finally:

@@ -6,13 +6,16 @@ import csv
 import json
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+from datamodules.batch import DataSpec
 from diffusion.apps.output import best_device, output_folder, progress
 from diffusion.errors import UserError
 from diffusion.runs import Run
@@ -41,7 +44,7 @@ def main(config: DictConfig) -> None:
     run = Run.open(config.run, checkpoint=config.checkpoint).under(config)
     device = best_device(config.device)
     generative = run.generative(device)
-    labels = labels_of(config.label, config.n, run.model.classes(run.spec))
+    labels = labels_of(numbered(config.label, run.spec), config.n, run.model.classes(run.spec))
     if config.guidance and labels is None:
         raise UserError("guidance needs a conditional model: this run was trained without labels; use guidance=none")
     out = output_folder(str(config.out or run.directory / "sample"), config.overwrite)
@@ -75,6 +78,13 @@ def main(config: DictConfig) -> None:
     (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     write_cases(out / "cases.csv", config.seed, config.n, labels)
     log.info("%d images in %.1f s: %s", config.n, seconds, out / "grid.png")
+
+
+def numbered(label: Any, spec: DataSpec) -> Any:
+    """The label with names of classes as their numbers; what is no name is left as it is."""
+    if isinstance(label, Sequence) and not isinstance(label, str):
+        return [numbered(one, spec) for one in label]
+    return spec.names.index(str(label)) if str(label) in (spec.class_names or ()) and type(label) is not int else label
 
 
 def write_images(out: Path, images: Tensor, labels: Tensor | None, trajectory: Trajectory) -> None:

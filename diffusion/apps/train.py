@@ -25,6 +25,7 @@ from diffusion.apps.run_directory import (
     claimed,
     find_run,
     first_process,
+    held_back,
     logging_to,
     start_run,
     started_by_srun,
@@ -47,21 +48,24 @@ def train(cfg: DictConfig) -> None:
     Raises UserError for what the user can mend, and Stopped after a signal, when the state has been saved.
     """
     with cb.StopSignals() as signals:
+        signals.at_once = True
         budget = check(cfg)
         cfg = settled(cfg)
-        model = build_model(cfg)
-        check_parts(cfg, model)
-        data = datamodule_of(cfg)
-        datamodule = model.data(data)
-        add_facts(cfg, model, datamodule)
-        module = model.module(datamodule)
+        with held_back() as said:
+            model = build_model(cfg)
+            check_parts(cfg, model)
+            data = datamodule_of(cfg)
+            datamodule = model.data(data)
+            add_facts(cfg, model, datamodule)
+            module = model.module(datamodule)
 
         directory = Path(cfg.runs_dir) / cfg.experiment / cfg.run_id
         # All that can refuse does so before the run is begun.
         module.configure_optimizers()
         trainer = make_trainer(cfg, directory, callbacks_of(directory, cfg, model, module, datamodule, budget, signals))
         find_run(directory, cfg)
-        with claimed(directory), logging_to(directory / LOG):
+        signals.at_once = False
+        with claimed(directory), logging_to(directory / LOG, said):
             run = find_run(directory, cfg) or start_run(directory, cfg, data.files)
             checkpoint = run.newest_checkpoint()
             if first_process():

@@ -6,17 +6,21 @@ import signal
 import threading
 from types import FrameType
 
+from diffusion.errors import Stopped
+
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []))
 
 
 class StopSignals:
     """Remembers that SIGTERM, SIGUSR1 or SIGINT came, for the training loop to act on at the next settled moment.
 
-    A second SIGINT interrupts at once. Leaving the context gives the signals back to whom they belonged.
+    A second SIGINT interrupts at once; and so does any signal, by Stopped, while `at_once` holds: before training there
+    is nothing to settle. Leaving the context gives the signals back to whom they belonged.
     """
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        self.at_once = False
         self._before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
 
     def __enter__(self) -> StopSignals:
@@ -38,3 +42,5 @@ class StopSignals:
         if self.received is signal.SIGINT and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = signal.Signals(number)
+        if self.at_once:
+            raise Stopped(f"stopped by {self.received.name} before the first step; the same command begins anew")

@@ -36,7 +36,9 @@ class ClassifierDistance(nn.Module):
         steps: int | None = None,
     ):
         super().__init__()
-        self.classifier = domain_classifier(datamodule, cache, device, steps=steps, purpose="perceptual")
+        self.classifier = domain_classifier(
+            datamodule, cache, device, purpose="perceptual", **({} if steps is None else {"steps": steps})
+        )
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """Images a and b (B, C, *S) float32 in [-1, 1] -> distances (B,); the gradient goes to b alone."""

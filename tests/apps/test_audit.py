@@ -22,6 +22,8 @@ COLUMNS = ["id", "label", "flagged", "ratio", "nearest_train_id", "pixel_ratio",
 COLUMNS += ["pixel_distance", "feature_distance"]
 FILES = {"metrics.json", "cases.csv", "held_out.csv", "pairs.png", "ratios.png"}
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def digits():

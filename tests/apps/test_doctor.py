@@ -14,6 +14,8 @@ from tests.training import AUTOENCODER, run_training
 
 TINY = ["network=tiny", "network.channels=8", "accelerator=cpu", "batch_size=8", "seconds=0.3"]
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def figure() -> None:

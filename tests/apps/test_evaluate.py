@@ -19,6 +19,8 @@ from tests.training import run_training
 QUICK = ["extractor=random", "device=cpu"]
 REFERENCES = {"fid", "kid", "precision", "recall", "density", "coverage", "sliced_wasserstein"}
 
+pytestmark = pytest.mark.slow
+
 
 def save_samples(path: Path, images: torch.Tensor, labels: torch.Tensor | None = None) -> Path:
     """In the layout that `sample` writes."""

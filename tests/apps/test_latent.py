@@ -20,6 +20,8 @@ LATENT = [*SMALL, "experiment=digits_latent"]
 STEPS = ["trainer.max_steps=6", "trainer.log_every_n_steps=2", "trainer.validate_every_n_steps=3"]
 ADVERSARIAL = ["discriminator=patch", "discriminator.channels=8", "model.loss.adversarial_start=3"]
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def runs_dir(tmp_path_factory):

@@ -34,6 +34,8 @@ RECEIPT = {
     "seconds": {"total": 41.2},
 }
 
+pytestmark = pytest.mark.slow
+
 
 def figure(value: float, spread: float, n: int = 500, **more: object) -> dict:
     return {"value": value, "low": value - spread, "high": value + spread, "n": n, **more}

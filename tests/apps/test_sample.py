@@ -2,6 +2,8 @@
 
 import csv
 import json
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +119,17 @@ def test_grid_shows_the_samples(sampled):
 def test_labels(sampled, word, expected):
     arrays, _ = sampled("n=6", word)
     assert arrays["labels"].tolist() == expected
+
+
+def test_a_class_is_asked_for_by_its_name_too(sampled, run, tmp_path):
+    text = (run / "config.yaml").read_text()
+    names = tmp_path / "named"
+    shutil.copytree(run, names)
+    for k, name in enumerate(("zero", "one", "two", "three")):
+        text = re.sub(rf"^( +- )'{k}'$", rf"\1{name}", text, flags=re.MULTILINE)
+    (names / "config.yaml").write_text(text)
+    assert sampled("n=2", "label=two", of=names)[0]["labels"].tolist() == [2, 2]
+    assert sampled("n=3", "label=[three,0,one]", of=names)[0]["labels"].tolist() == [3, 0, 1]
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,8 @@ PLAN = [
     "callbacks.learning_rate.warmup_steps=100",
 ]
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):

@@ -228,7 +228,7 @@ def test_the_data_may_move_but_not_change(tmp_path):
     run_training(tmp_path, *plan, f"dataset.path={moved}")
     assert "is finished" in (run / "train.log").read_text()
     small_npz(moved, seed=1)
-    with pytest.raises(UserError, match=r"data\.fingerprint: [0-9a-f]+ -> [0-9a-f]+"):
+    with pytest.raises(UserError, match=r"began on other data than .*moved\.npz now holds"):
         run_training(tmp_path, *plan, f"dataset.path={moved}")
 
 
@@ -320,7 +320,7 @@ def test_signal_saves_and_the_same_command_finishes(monkeypatch, tmp_path, finis
     assert_same_run(run, finished)
 
 
-def test_signal_before_training_starts(monkeypatch, tmp_path):
+def test_signal_before_a_run_has_begun_leaves_nothing(monkeypatch, tmp_path, capfd):
     load = Digits.load
 
     def signalled(self):
@@ -332,7 +332,8 @@ def test_signal_before_training_starts(monkeypatch, tmp_path):
     with pytest.raises(SystemExit) as end:
         cli.run(lambda: run_training(tmp_path, *PLAN, "trainer.max_steps=8"))
     assert end.value.code == 75
-    assert position(tmp_path / "digits_pixel" / "run") == 1
+    assert "stopped by SIGTERM before the first step" in capfd.readouterr().err
+    assert not (tmp_path / "digits_pixel").exists()
 
 
 @pytest.mark.slow

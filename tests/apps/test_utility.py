@@ -20,6 +20,8 @@ from tests.training import run_training
 QUICK = ["steps=2", "seeds=2", "budgets=[3,all]", "device=cpu"]
 NAMES = Digits.class_names
 
+pytestmark = pytest.mark.slow
+
 
 def save(path: Path, images: torch.Tensor, labels: torch.Tensor | None) -> Path:
     arrays = {} if labels is None else {"labels": labels.numpy()}

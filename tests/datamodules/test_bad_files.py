@@ -72,6 +72,11 @@ SPOILT = {
     "link to a folder above": (lambda x: os.symlink(x, x / "a" / "up"), r"up is a symbolic link to .*a circle"),
     "link to itself": (lambda x: os.symlink("me", x / "a" / "me"), r"me is a symbolic link that leads nowhere"),
     "link to nothing": (lambda x: os.symlink("gone.png", x / "z.png"), r"z\.png is a symbolic link that leads nowhere"),
+    "class that joins labels": (lambda x: (x / "a").rename(x / "a|c"), r"the class a\|c holds \|"),
+    "folder beside splits": (
+        lambda x: [class_folders(x / split, 4) for split in ("Training", "Testing")],
+        r"the folder a lies beside the splits Testing, Training",
+    ),
     "picture beside the classes": (lambda x: save(x / "z.png", noise(0)), r"z\.png has no label, but others have"),
 }
 
@@ -105,6 +110,9 @@ OPTIONS = {
     r"val=0\.5 and dataset\.test=0\.5": {"val": 0.5, "test": 0.5},
     r"unreadable=ignore: use refuse or skip": {"unreadable": "ignore"},
     r"patient=\( is no regular expression": {"patient": "("},
+    r"patient=\\d\* finds nothing in a/0\.png": {"patient": r"\d*"},
+    r"patient=5: give a text": {"patient": 5},
+    r"size=100000: give pixels, from 1 to": {"size": 100000},
     r"patient=case finds no patient in a/0\.png": {"patient": "case"},
     r"splits\.csv does not exist": {"splits": "splits.csv"},
     r"workers=-1": {"workers": -1},
@@ -153,6 +161,10 @@ TABLES = {
     r"line 3: a/0\.png is named in line 2 already": "path\na/0.png\na/0.png\n",
     r"line 2: the row has not 2 fields": "path,label\na/0.png\n",
     r"line 2: the path is empty": "path,label\n,1\n",
+    r"line 3: \./a/0\.png is named in line 2 already": "path\na/0.png\n./a/0.png\n",
+    r"line 3: this is no row of a table": "path,label\na/0.png,1\n" + "x" * 200_000 + ",1\n",
+    r"b/1\.png has no label, but others have": "path,label\nb/1.png,\n"
+    + "".join(f"a/{i}.png,1\n" for i in (0, 2, 4, 6)),
     r"two columns of one name": "path,path\na/0.png,b\n",
 }
 
@@ -180,7 +192,10 @@ MASKS = {
     r"0\.png is \(4, 4\), but .* is \(8, 8\)": lambda x: save(x / "masks" / "0.png", np.zeros((4, 4), np.uint8)),
     r"are both masks of one picture": lambda x: save(x / "masks" / "0.bmp", np.zeros((8, 8), np.uint8)),
     r"too many for classes: set dataset\.values": lambda x: [
-        save(x / "masks" / f"{i}.png", np.arange(64, dtype=np.uint8).reshape(8, 8)) for i in range(6)
+        save(x / "masks" / f"{i}.png", (np.arange(64, dtype=np.uint16) * 99).reshape(8, 8)) for i in range(6)
+    ],
+    r"no value of the masks fills a hundredth": lambda x: [
+        save(x / "masks" / f"{i}.png", np.arange(6 * 64, dtype=np.uint16).reshape(6, 8, 8)[i] * 99) for i in range(6)
     ],
     r"the masks are empty": lambda x: [save(x / "masks" / f"{i}.png", np.zeros((8, 8), np.uint8)) for i in range(6)],
 }

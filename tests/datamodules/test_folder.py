@@ -193,6 +193,67 @@ def test_values_beside_the_classes_become_the_nearest(tmp_path, cache, caplog):
     assert mask[9, 10:12].tolist() == [0, 1] and mask.sum() == 401
 
 
+def test_a_cache_belongs_to_its_files(tmp_path, cache):
+    """Uncompressed pictures are all of one size, and copies keep their times."""
+    for root, value in (("r1", 10), ("r2", 200)):
+        for i in range(3):
+            path = save(tmp_path / root / f"{i}.bmp", np.full((8, 8, 3), value, np.uint8))
+            os.utime(path, (1, 1))
+        for kind, mask in (("A", value), ("B", 0)):
+            path = save(tmp_path / root / f"{kind}.bmp", np.full((8, 8), mask, np.uint8))
+            os.utime(path, (1, 1))
+    table = tmp_path / "t.csv"
+    seen = []
+    for root, mask in (("r1", "A"), ("r2", "A"), ("r2", "B")):
+        table.write_text("path,mask\n" + "".join(f"{i}.bmp,{mask}.bmp\n" for i in range(3)))
+        data = CsvTable(path=str(table), root=str(tmp_path / root), size=8, values=[0, 255], **cache)
+        seen.append((int(data.split("train").images.max()), int(data.split("train").masks.max())))
+    assert seen == [(10, 0), (200, 1), (200, 0)]
+
+
+def test_masks_keep_the_folders_of_splits(tmp_path, cache):
+    for split, n in (("train", 5), ("Testing", 3)):
+        for i in range(n):
+            save(tmp_path / split / "images" / f"{i}.png", noise(i, (8, 8, 3)))
+            save(tmp_path / split / "masks" / f"{i}.png", np.full((8, 8), 255, np.uint8))
+    data = Masks(path=str(tmp_path), size=8, **cache)
+    assert len(data.split("test")) == 3 and all(name.startswith("Testing/") for name in data.names["test"])
+
+
+def test_smeared_masks_have_as_many_classes_as_they_mean(tmp_path, cache):
+    rng = np.random.default_rng(0)
+    for i in range(4):
+        mask = np.where(noise(i, (40, 40)) > 99, 255, 0) + rng.integers(-8, 9, (40, 40))
+        save(tmp_path / "images" / f"{i}.png", noise(i, (40, 40, 3)))
+        save(tmp_path / "masks" / f"{i}.png", mask.clip(0, 255).astype(np.uint8))
+    assert Masks(path=str(tmp_path), size=40, **cache).spec.mask_classes == 2
+
+
+def test_labels_are_read_without_the_space_around_them(tmp_path, cache):
+    x = class_folders(tmp_path / "x", 9)
+    rows = [f"{'ab'[i % 2]}/{i}.png,{[' x | y z', 'x', ''][i % 3]}" for i in range(9)]
+    (x / "t.csv").write_text("path,label\n" + "\n".join(rows) + "\n")
+    data = CsvTable(path=str(x / "t.csv"), size=8, val=0.2, test=0.2, **cache)
+    assert data.spec.class_names == ("x", "y z") and data.spec.multi_label
+
+
+def test_odd_names_come_back_from_the_split_file(tmp_path, cache):
+    names = ["a\nb", "a,b", ' a "b" ', "a\u2028b", "ü", "a;b\tc"]
+    for i, name in enumerate(names):
+        save(tmp_path / "x" / f"{name}.png", noise(i, (8, 8, 3)))
+    first = Folder(path=str(tmp_path / "x"), size=8, val=0.2, test=0.2, **cache)
+    with (tmp_path / "s.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("path", "split", "label"), *first.files])
+    again = Folder(path=str(tmp_path / "x"), size=8, splits=str(tmp_path / "s.csv"), **cache)
+    assert again.names == first.names
+
+
+def test_litter_of_archives_is_no_class(tmp_path, cache):
+    class_folders(tmp_path / "x", 9)
+    save(tmp_path / "x" / "__MACOSX" / "a" / "0.png", noise(0))
+    assert Folder(path=str(tmp_path / "x"), size=8, val=0.2, test=0.2, **cache).spec.class_names == ("a", "b")
+
+
 def test_real_class_folders(shared_data, cache):
     data = Folder(path=str(shared_data("bccd/wbc_crops")), patient=r"BloodImage_(\d+)", **cache)
     counts = torch.cat([data.split(name).labels for name in ("train", "val", "test")]).bincount()

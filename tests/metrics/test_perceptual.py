@@ -16,6 +16,8 @@ from diffusion.extractors import domain_classifier
 from diffusion.metrics import LPIPS, ClassifierDistance
 from diffusion.metrics.perceptual import unit
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def distance(tmp_path_factory):

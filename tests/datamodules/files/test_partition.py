@@ -1,3 +1,4 @@
+import random
 from collections import Counter
 from pathlib import Path
 
@@ -33,6 +34,36 @@ def test_a_rare_class_goes_to_train_first():
     rare = [*items(100, classes=1), Item(Path("x"), "x", "rare"), Item(Path("y"), "y", "rare")]
     found = counts(partition(rare, 0.1, 0.1, seed=3))
     assert found["train"]["rare"] == 2
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_few_files_never_take_a_class_from_train(seed):
+    for each in ({"a": 3, "b": 3, "c": 1}, {"a": 4, "b": 2, "c": 1}):
+        few = [Item(Path(f"{label}{i}"), f"{label}{i}", label) for label, n in each.items() for i in range(n)]
+        found = counts(partition(few, 0.1, 0.1, seed))
+        assert set(found["train"]) == {"a", "b", "c"} and found["val"] and found["test"]
+
+
+@pytest.mark.parametrize(("classes", "each"), [(50, 5), (50, 4), (10, 15)])
+def test_what_small_classes_leave_over_is_shared(classes, each):
+    found = counts(partition(items(classes * each, classes), 0.1, 0.1, seed=0))
+    sizes = {name: sum(count.values()) for name, count in found.items()}
+    assert abs(sizes["val"] - sizes["test"]) <= 1 and set(map(len, [found["train"]])) == {classes}
+
+
+def test_single_labels_are_divided_alike_where_several_hold_at_once():
+    rng = random.Random(0)
+    findings = [f"f{k}" for k in range(14)]
+    many = [
+        Item(Path(f"{i}"), f"{i:04d}", "|".join(f for k, f in enumerate(findings) if rng.random() < 0.3 / (k + 1)))
+        for i in range(2000)
+    ]
+    found = partition(many, 0.1, 0.1, seed=0)
+    for label in findings:
+        total = sum(label in item.labels for item in found)
+        for split in ("val", "test"):
+            share = sum(label in item.labels for item in found if item.split == split) / total
+            assert share == pytest.approx(0.1, abs=0.03), (label, split)
 
 
 def test_patients_stay_together_and_classes_nearly_in_ratio():
