@@ -77,9 +77,9 @@ def find_run(directory: Path, cfg: DictConfig) -> Run | None:
     began, now = run.config.data.codec_fingerprint, cfg.data.codec_fingerprint
     if began != now:
         raise UserError(f"run {directory}: {another_codec(began, now)}")
-    if any(line.startswith("data.fingerprint:") for line in changed):
+    if changed and all(line.startswith(("data.fingerprint:", "data.std:")) for line in changed):
         raise UserError(
-            f"run {directory} began on other data than {cfg.dataset.get('path') or 'these'} now holds (fingerprint "
+            f"run {directory} began on other data than {cfg.dataset.get('path') or 'the data set'} now holds (fingerprint "
             f"{run.config.data.fingerprint}, now {cfg.data.fingerprint}): restore them, or begin another run_id"
         )
     if changed:
@@ -124,8 +124,8 @@ def held_back() -> Iterator[list[logging.LogRecord]]:
 
 
 @contextmanager
-def logging_to(path: Path, earlier: Sequence[logging.LogRecord] = ()) -> Iterator[None]:
-    """Log to a file and to standard error, what was held back first; other processes than the first are silent."""
+def logging_to(path: Path) -> Iterator[None]:
+    """Log to a file and to standard error; other processes than the first are silent."""
     if not first_process():
         yield
         return
@@ -136,8 +136,6 @@ def logging_to(path: Path, earlier: Sequence[logging.LogRecord] = ()) -> Iterato
     root.setLevel(logging.INFO)
     for handler in (file, console):
         root.addHandler(handler)
-        for record in earlier:
-            handler.handle(record)
     try:
         yield
     finally:

@@ -65,12 +65,14 @@ def train(cfg: DictConfig) -> None:
         trainer = make_trainer(cfg, directory, callbacks_of(directory, cfg, model, module, datamodule, budget, signals))
         find_run(directory, cfg)
         signals.at_once = False
-        with claimed(directory), logging_to(directory / LOG, said):
+        with claimed(directory), logging_to(directory / LOG):
             run = find_run(directory, cfg) or start_run(directory, cfg, data.files)
             checkpoint = run.newest_checkpoint()
             if first_process():
                 run.set_damaged_aside()
             step = run.position(checkpoint, budget) if checkpoint else 0
+            for record in said if first_process() else ():
+                logging.getLogger(record.name).handle(record)
             if checkpoint and budget.reached(step):
                 how = "was ended by its evaluation" if budget.ended else "is finished"
                 next_ = "begin another run_id" if budget.ended else "a larger limit goes on"
