@@ -80,8 +80,8 @@ def find_run(directory: Path, cfg: DictConfig) -> Run | None:
     if changed and all(line.startswith(("data.fingerprint:", "data.std:")) for line in changed):
         where = cfg.dataset.get("path") or "the data set"
         raise UserError(
-            f"run {directory} began on other data than {where} now holds (fingerprint {run.config.data.fingerprint}, now "
-            f"{cfg.data.fingerprint}): restore them, or begin another run_id"
+            f"run {directory} began on other data than {where} now holds (fingerprint "
+            f"{run.config.data.fingerprint}, now {cfg.data.fingerprint}): restore them, or begin another run_id"
         )
     if changed:
         raise UserError(
