@@ -139,6 +139,7 @@ def test_a_misspelt_key_would_be_found():
     assert "chanels" not in takes and needs == {"in_channels", "out_channels", "size"} and not open_ended
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("experiment", CHOICES["experiment"])
 def test_an_experiment_chooses_a_dataset_and_sets_none_of_its_keys(experiment):
     recipe = OmegaConf.load(CONF / "experiment" / f"{experiment}.yaml")
@@ -162,6 +163,7 @@ def assert_composes(experiment: str, dataset: str) -> None:
     assert {k: v for k, v in cfg.items() if k != "dataset"} == {k: v for k, v in recipe.items() if k != "dataset"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", range(len(CHOICES["dataset"])))
 def test_every_dataset_composes_with_an_experiment(place):
     assert_composes(CHOICES["experiment"][place % len(CHOICES["experiment"])], CHOICES["dataset"][place])
@@ -228,6 +230,7 @@ def choose(config: DictConfig, **choices: str) -> DictConfig:
     return OmegaConf.create({**config, **found})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheduler", CHOICES["scheduler"])
 @pytest.mark.parametrize("parameterization", CHOICES["parameterization"])
 def test_a_scheduler_and_a_parameterization_fit_every_objective_or_are_refused(small, scheduler, parameterization):

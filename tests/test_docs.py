@@ -91,6 +91,7 @@ def test_the_pages_hold_commands_to_test():
     assert len(commands("python -m diffusion")) >= 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", commands("python train.py"))
 def test_training_commands_compose(command, npz):
     words = shlex.split(command.replace("FILE", str(npz)))[2:]

@@ -17,6 +17,8 @@ from diffusion.schedulers import EDM as VarianceExploding
 from diffusion.schedulers import Cosine
 from tests.analytic import SAMPLERS, GaussianDenoiser, randomise
 
+pytestmark = pytest.mark.slow
+
 SHAPE = (1, 8, 8)
 
 

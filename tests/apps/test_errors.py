@@ -93,6 +93,7 @@ VALUES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", NAMES + TYPES + VALUES, ids=lambda case: case[0])
 def test_one_bad_word_is_refused(refused, case):
     override, *said = case
@@ -150,6 +151,7 @@ FILES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "changes", "said"), [(k, c, s) for k, c, *s in FILES], ids=[f[0] for f in FILES])
 def test_a_file_that_breaks_the_layout_is_refused(refused, tmp_path, kind, changes, said):
     path = npz(tmp_path / "data.npz", **changes)

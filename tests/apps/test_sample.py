@@ -15,6 +15,8 @@ from diffusion.apps import tasks
 from diffusion.errors import UserError
 from tests.training import run_training
 
+pytestmark = pytest.mark.slow
+
 
 def lively(run: Path) -> Path:
     """Shake the averaged weights, for two steps of training leave a network that says next to nothing."""

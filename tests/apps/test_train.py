@@ -28,6 +28,8 @@ from diffusion.modules import DiffusionModule
 from tests.callbacks.toy import Clock
 from tests.training import SMALL, assert_same_run, losses, run_training, start_training, state
 
+pytestmark = pytest.mark.slow
+
 PLAN = [
     "trainer.validate_every_n_steps=4",
     "trainer.log_every_n_steps=2",

@@ -55,6 +55,7 @@ def test_an_image_depends_on_its_own_draws_alone_and_never_on_precision(name):
     assert torch.equal(torch.cat([part for _, part in parts]), told)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [RGB, GREY])
 @pytest.mark.parametrize("name", CHOICES)
 def test_the_model_is_built_for_it_or_refuses_it_at_once(name, shape):

@@ -16,6 +16,8 @@ from datamodules.dicom import Dicom
 from datamodules.nifti import Nifti
 from tests.datamodules.scanner import body, save, with_pixels, write_nifti, write_series
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def study(tmp_path) -> Path:

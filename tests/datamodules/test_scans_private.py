@@ -24,6 +24,8 @@ from datamodules.nifti import Nifti
 from tests.datamodules.scanner import body, write_nifti, write_series
 from tests.training import run_training
 
+pytestmark = pytest.mark.slow
+
 MARK, DIGITS = "Doe^Jane1955", "7362519408"
 """What is sought: the text, and the number in every unique identifier."""
 TEXT = {"LO", "SH", "PN", "ST", "LT", "UT", "UC", "UR", "AE", "CS"}

@@ -10,6 +10,8 @@ from hydra.utils import instantiate
 from diffusion.apps.config import choice_of
 from tests.datamodules.sources import SOURCES
 
+pytestmark = pytest.mark.slow
+
 BATCH, STEPS = 4, 12
 
 

@@ -18,6 +18,8 @@ from diffusion.errors import UserError
 from diffusion.extractors import domain_classifier, embeddings, predictions
 from diffusion.extractors.contrastive import shifted
 
+pytestmark = pytest.mark.slow
+
 NAME = "classifier_*.safetensors"
 
 

@@ -21,6 +21,8 @@ from diffusion.metrics.copies import (
 )
 from diffusion.metrics.pixel_neighbours import Neighbours
 
+pytestmark = pytest.mark.slow
+
 
 def features(images: torch.Tensor) -> torch.Tensor:
     """A stand-in for an extractor: means of quarters of the image and their neighbours."""

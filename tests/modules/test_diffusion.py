@@ -222,6 +222,7 @@ SCHEDULERS, PARAMETERIZATIONS, OBJECTIVES = (
 PAIRS = list(product(SCHEDULERS, PARAMETERIZATIONS))
 
 
+@pytest.mark.slow
 # The objectives in turn, so that each meets every parameterization and every scheduler.
 @pytest.mark.parametrize(
     ("scheduler", "parameterization", "objective"),

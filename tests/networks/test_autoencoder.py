@@ -168,6 +168,7 @@ def test_state_holds_parameters_and_the_codebook():
     assert kept == {f"bottleneck.{name}" for name in ("codebook", "counts", "sums", "updates")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("bottleneck", "bound"), [(Gaussian, 0.1), (QUANTISED, 0.05)], ids=BOTTLENECKS)
 def test_a_few_images_are_learned_by_heart(bottleneck: type[Bottleneck], bound: float):
     """Four images of variance 1 come back to a few percent of it."""

@@ -41,6 +41,7 @@ def errors(sampler, scheduler: NoiseScheduler, grid_of) -> list[float]:
     return found
 
 
+@pytest.mark.slow
 @every_scheduler
 @every_sampler
 @pytest.mark.parametrize("grid_of", [karras, even_times])

@@ -11,6 +11,8 @@ from diffusion.samplers import ddim, ddpm
 from diffusion.schedulers import Flow, NoiseScheduler
 from tests.analytic import EVERY_SCHEDULER, SAMPLERS, GaussianDenoiser, is_stochastic, times
 
+pytestmark = pytest.mark.slow
+
 STOCHASTIC = {name: sampler for name, sampler in SAMPLERS.items() if is_stochastic(sampler)} | {
     "ddim eta=1": partial(ddim, eta=1.0),
     "ddim eta=0.5": partial(ddim, eta=0.5),

@@ -5,6 +5,8 @@ from PIL import Image
 
 from diffusion.tasks.doctor_figure import MOST_ROWS, Pair, save_figure, shortened
 
+pytestmark = pytest.mark.slow
+
 
 def picture(shape: tuple[int, ...], seed: int = 0) -> torch.Tensor:
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
