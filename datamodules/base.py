@@ -73,6 +73,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         self.seed, self.batch_size, self.validation_limit, self.workers = seed, batch_size, validation_limit, workers
         self._splits: dict[str, Split] = {}
         self._moved: dict[str, Split] = {}
+        self._references: dict[str, Split] = {}
         self._facts: dict[str, Any] = {}
 
     @property
@@ -135,11 +136,14 @@ class ImageDataModule(pl.LightningDataModule, ABC):
 
         Of a stored split at most MOST_BYTES, at even distances, which is said.
         """
-        split = self.split(name)
-        most = max(1, MOST_BYTES // split.images[0].numel())
-        if split.stored and len(split) > most:
-            log.warning("%s, %s: %d of %d images are looked at, at even distances", self.source, name, most, len(split))
-        return split.eight_bit(most) if split.stored else split.eight_bit()
+        if name not in self._references:
+            split = self.split(name)
+            most = max(1, MOST_BYTES // split.images[0].numel()) if split.stored else len(split)
+            if len(split) > most:
+                said = "%s, %s: %d of %d images are looked at, at even distances"
+                log.warning(said, self.source, name, most, len(split))
+            self._references[name] = split.eight_bit(most)
+        return self._references[name]
 
     def std(self) -> float:
         """Standard deviation over all pixels and channels of the training images on the scale [-1, 1]; exact.

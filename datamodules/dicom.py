@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from datamodules.arrays.prepared import whole_file
+from datamodules.batch import DataError
 from datamodules.files.scans import Scans
 from datamodules.formats.dicom_files import Series, find
 from datamodules.formats.dicom_pixels import read
@@ -66,13 +66,11 @@ class Dicom(Scans):
             | {"name": one.name, "group": one.group, "flat": one.flat}
             for one in series
         ]
-        part = kept.with_name(f".{kept.name}.{uuid.uuid4().hex}.part")
         try:
-            self.cache.mkdir(parents=True, exist_ok=True)
-            part.write_text(json.dumps(rows))
-            os.replace(part, kept)
-        except OSError as error:
-            log.warning("%s could not be written (%s): headers are read each time", kept, error.strerror)
+            with whole_file(kept) as file:
+                file.write(json.dumps(rows).encode())
+        except DataError as error:
+            log.warning("%s; headers are read each time", error)
         return series
 
     def members(self, item: Item) -> Sequence[Path]:

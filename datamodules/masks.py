@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from datamodules.arrays.split import Split
 from datamodules.batch import DataError
-from datamodules.files.picture_files import PictureFiles, is_numbers
+from datamodules.files.partition import in_order
+from datamodules.files.picture_files import PictureFiles
 from datamodules.formats.pictures import SUFFIXES, read_mask
 from datamodules.progress import with_progress
+from datamodules.settings import is_numbers
 from datamodules.table import SPLIT_NAMES, Item, files_under, split_folders
 
 log = logging.getLogger(__name__)
@@ -39,6 +42,7 @@ class MaskedPictures(PictureFiles):
         if values is not None and (not is_numbers(values) or len(values) < 2 or list(values) != sorted(set(values))):
             raise DataError(f"dataset.values={values}: give two or more values, each above the one before")
         self.values = None if values is None else list(values)
+        self._said: str | None = None
 
     def decoding(self) -> dict[str, Any]:
         return super().decoding() | {"values": self.values}
@@ -49,9 +53,23 @@ class MaskedPictures(PictureFiles):
         if masked and len(masked) < len(items):
             lost = next(item.name for item in items if item.mask is None)
             raise DataError(f"{self.source}: {lost} has no mask, but others have: give all of them one, or none")
-        if masked:
-            self.mask_values = self.values or self._values_of(masked)
         return items
+
+    def decoded(self, items: Sequence[Item]) -> Iterator[tuple[Item, list | DataError]]:
+        masked = [item for item in items if item.mask is not None]
+        if masked:
+            self.mask_values = self.values or self._values_of(sorted(masked, key=in_order))
+        return super().decoded(items)
+
+    def about(self) -> dict[str, Any]:
+        return super().about() | {"mask_values": self._said}
+
+    def load(self) -> dict[str, Split]:
+        splits = super().load()
+        kept = self._prepared.more.get("mask_values")
+        if kept and self._said is None:
+            log.warning("%s: %s", self.source, kept)
+        return splits
 
     def _values_of(self, items: Sequence[Item]) -> list[int]:
         counts = np.zeros(1 << 16, np.int64)
@@ -72,15 +90,12 @@ class MaskedPictures(PictureFiles):
                 f"{self.source}: the masks hold {len(values)} frequent values, too many for classes: set dataset.values"
             )
         rest = counts.sum() - counts[values].sum()
-        log.warning(
-            "%s: mask values %s are classes 0 to %d%s",
-            self.source,
-            ", ".join(map(str, values)),
-            len(values) - 1,
+        self._said = f"mask values {', '.join(map(str, values))} are classes 0 to {len(values) - 1}" + (
             f"; {rest / counts.sum():.2%} of the pixels have others, and become the nearest (or set dataset.values)"
             if rest
-            else "",
+            else ""
         )
+        log.warning("%s: %s", self.source, self._said)
         return values
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datamodules.arrays.prepared import fits
 from datamodules.arrays.split import Split
 from datamodules.arrays.stored import Stored, npy_header
 from datamodules.base import ImageDataModule
@@ -66,7 +67,7 @@ class Sprites(ImageDataModule):
         stored = Stored(self.path, torch.uint8, shape, offset, channels_last=True)
         if self.path.stat().st_size != offset + stored.numel():
             raise DataError(f"{self.path} is cut short, or longer than its header says: copy it again")
-        return stored.load() if stored.numel() <= self.memory * 2**30 else stored
+        return stored.load() if fits(self.memory, stored) else stored
 
     def _classes(self, n: int) -> Tensor:
         shape, dtype, _ = _header(self.labels)

@@ -90,7 +90,7 @@ class Prepared:
         self.names, self.more, self._arrays = (index[key] for key in ("names", "more", "arrays"))
 
     @classmethod
-    def of(cls, cache: Path, key: str, make: Callable[[Writer], dict[str, Any] | None]) -> Prepared:
+    def of(cls, cache: Path, key: str, make: Callable[[Writer], dict[str, Any]]) -> Prepared:
         """The folder CACHE/KEY, made by `make` where it is not there yet; it appears whole or not at all.
 
         make: adds all samples, and returns what else the index is to hold.
@@ -106,7 +106,7 @@ class Prepared:
             try:
                 part.mkdir(parents=True)
                 with closing(Writer(part)) as writer:
-                    more = make(writer) or {}
+                    more = make(writer)
                     (part / INDEX).write_text(json.dumps(writer.index() | {"more": more}))
                 if not (folder / INDEX).is_file():
                     shutil.rmtree(folder, ignore_errors=True)
@@ -149,12 +149,11 @@ class Prepared:
         with contextlib.suppress(OSError, ValueError):  # not there yet, or damaged
             return json.loads(path.read_text())
         value = compute()
-        part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
         try:
-            part.write_text(json.dumps(value))
-            os.replace(part, path)
-        except OSError as error:
-            log.warning("%s could not be written (%s): it is computed each time", path, error.strerror or error)
+            with whole_file(path) as file:
+                file.write(json.dumps(value).encode())
+        except DataError as error:
+            log.warning("%s; it is computed each time", error)
         return value
 
 

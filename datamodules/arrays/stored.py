@@ -100,15 +100,10 @@ class Stored(OnDisk):
     ) -> None:
         n, *rest = shape
         super().__init__((n, rest[-1], *rest[:-1]) if channels_last else (n, *rest), dtype)
-        self.path, self.offset = Path(path), offset
-        self._layout, self._channels_last = tuple(shape), channels_last
+        self.path, self.offset, self.channels_last = Path(path), offset, channels_last
+        self._layout = tuple(shape)
         self._file: int | None = None
         self._bytes = int(np.prod(rest, dtype=np.int64)) * dtype.itemsize
-
-    @property
-    def channels_last(self) -> bool:
-        """Whether the channels lie last in the file."""
-        return self._channels_last
 
     def with_one_channel(self) -> Stored:
         """Items (*S) as (1, *S), of an array that holds all of the file's."""
@@ -120,7 +115,7 @@ class Stored(OnDisk):
         target = memoryview(found.numpy()).cast("B") if found.numel() else memoryview(b"")
         for start, first, count in runs(rows):
             self._fill(target[start * self._bytes : (start + count) * self._bytes], self.offset + first * self._bytes)
-        return found.movedim(-1, 1).contiguous() if self._channels_last else found
+        return found.movedim(-1, 1).contiguous() if self.channels_last else found
 
     def _fill(self, target: memoryview, offset: int) -> None:
         while len(target):

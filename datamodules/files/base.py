@@ -143,7 +143,7 @@ class FilesDataModule(ImageDataModule):
 
     def _prepare(self) -> Prepared:
         items = self.divided()
-        label = labeller(self.source, items)
+        label = Labeller(self.source, items)
         return Prepared.of(self.cache, self._key(items), lambda writer: self._write(writer, items, label))
 
     def _key(self, items: Sequence[Item]) -> str:
@@ -203,7 +203,7 @@ class FilesDataModule(ImageDataModule):
         return self._prepared.fact(name, compute)
 
 
-class labeller:  # noqa: N801 - it is called
+class Labeller:
     """Item -> its label as a tensor; `classes` are the names, None without labels.
 
     DataError: some items have labels and others none, or val or test hold a class that train lacks.

@@ -48,8 +48,12 @@ def partition(items: Sequence[Item], val: float, test: float, seed: int) -> list
             items = kept + _dealt(train, {"train": 1 - share, name: share}, seed)
             log.info("there is no split %s: %d of train are set apart for it", name, _count(items, name))
     _check(items, bool(given))
-    order = {name: place for place, name in enumerate(SPLITS)}
-    return sorted(items, key=lambda item: (order[item.split], item.name))
+    return sorted(items, key=in_order)
+
+
+def in_order(item: Item) -> tuple[int, str]:
+    """A key that sorts items by split and name."""
+    return SPLITS.index(item.split), item.name
 
 
 def _dealt(items: Sequence[Item], shares: dict[str, float], seed: int) -> list[Item]:

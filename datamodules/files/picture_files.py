@@ -14,6 +14,7 @@ from datamodules.arrays.split import Split
 from datamodules.batch import DataError
 from datamodules.files.base import FilesDataModule
 from datamodules.formats.pictures import fitted, fitted_mask, picture_size, read_mask, read_picture
+from datamodules.settings import is_numbers
 from datamodules.table import Item
 
 log = logging.getLogger(__name__)
@@ -22,15 +23,6 @@ MOST_PIXELS = 8192
 """Along a side: beyond, one image takes a gigabyte to compute."""
 GREY = (0.299, 0.587, 0.114)
 """Rec. 601 luma."""
-
-
-def is_numbers(values: object, count: int | None = None) -> bool:
-    """Whether something from a config is a list of numbers, `count` of them."""
-    return (
-        isinstance(values, (list, tuple))
-        and all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
-        and count in (None, len(values))
-    )
 
 
 class PictureFiles(FilesDataModule):

@@ -97,10 +97,10 @@ def survey(source: FilesDataModule, seconds: float | None = None) -> Survey:
 
 def _labelled(source: FilesDataModule, items: list[Item]) -> tuple[list[Item], list[str]]:
     """The items that can have a label together, and what is wrong with the others."""
-    from datamodules.files.base import labeller
+    from datamodules.files.base import Labeller
 
     try:
-        labeller(source.source, items)
+        Labeller(source.source, items)
         return items, []
     except DataError as error:
         return _alike(items), [str(error)]
@@ -137,10 +137,10 @@ def _opened(
 
 
 def _data(source: FilesDataModule, items: list[Item], samples: Mapping[str, list[Sample]]) -> Part:
-    from datamodules.files.base import labeller
+    from datamodules.files.base import Labeller
 
     items = _alike(items) if any(item.label is not None for item in items) else items
-    label = labeller(source.source, items)
+    label = Labeller(source.source, items)
     splits, names = {}, {}
     for name in SPLITS:
         rows = [(item, *sample) for item in items if item.split == name for sample in samples[item.name]]

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from datamodules.batch import DataError
 from datamodules.formats.volumes import Volume, Window, resample
+from datamodules.settings import is_numbers
 
 AXES = {"axial": 1, "coronal": 2, "sagittal": 3}
 """The axis of (C, D, H, W) along which slices of this name follow each other."""
@@ -59,12 +60,12 @@ class Cut:
                 f"dataset.spacing={self.spacing}: give mm above 0, one number or three for depth,height,width"
             )
         if self.window not in (None, "header") and not (
-            _numbers(self.window, 2) and _positive(self.window[1])  # type: ignore[index]
+            is_numbers(self.window, 2) and _positive(self.window[1])  # type: ignore[index]
         ):
             raise DataError(f"dataset.window={self.window}: give [centre,width] with a width above 0, header, or null")
-        if not _numbers(self.percentiles, 2) or not 0 <= self.percentiles[0] < self.percentiles[1] <= 100:
+        if not is_numbers(self.percentiles, 2) or not 0 <= self.percentiles[0] < self.percentiles[1] <= 100:
             raise DataError(f"dataset.percentiles={self.percentiles}: give [low,high], rising, from 0 to 100")
-        if not _numbers([self.least], 1) or not 0 <= self.least <= 1:
+        if not is_numbers([self.least], 1) or not 0 <= self.least <= 1:
             raise DataError(f"dataset.least={self.least}: give a share from 0 to 1")
 
     def samples(self, volume: Volume, name: str) -> Iterator[tuple[str, Tensor, Tensor | None]]:
@@ -164,11 +165,6 @@ def _fitted(image: Tensor, size: Sequence[int]) -> Tensor:
 def _one_of(key: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         raise DataError(f"dataset.{key}={value}: choose {' or '.join(known)}")
-
-
-def _numbers(values: object, count: int) -> bool:
-    listed = isinstance(values, Sequence) and not isinstance(values, str) and len(values) == count
-    return listed and all(type(value) in (int, float) and np.isfinite(value) for value in values)  # type: ignore[union-attr]
 
 
 def _positive(value: object) -> bool:

@@ -15,7 +15,6 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor
 
-from datamodules.batch import DataSpec
 from diffusion.apps.output import best_device, output_folder, progress
 from diffusion.codecs import Codec
 from diffusion.errors import UserError
@@ -29,7 +28,7 @@ from diffusion.metrics import (
 )
 from diffusion.runs import Run, datamodule_of
 from diffusion.tasks.pictures import save_comparison
-from diffusion.tasks.reconstruct import evenly_spaced, reconstruct
+from diffusion.tasks.reconstruct import evenly_spaced, members_of, reconstruct
 from diffusion.tasks.sample import check_positive
 
 log = logging.getLogger("diffusion")
@@ -149,14 +148,6 @@ def summary(values: Tensor, seed: int) -> dict[str, float | None]:
 
 def finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def members_of(labels: Tensor | None, spec: DataSpec) -> dict[str, Tensor]:
-    """Which images are of each class, bool (N,), by the class's name; an image of several is in each."""
-    if labels is None or spec.classes is None:
-        return {}
-    hot = labels.bool() if labels.ndim == 2 else labels[:, None] == torch.arange(spec.classes)
-    return {name: hot[:, k] for k, name in enumerate(spec.names) if hot[:, k].any()}
 
 
 def shown_of(members: dict[str, Tensor], mse: Tensor, shown: int) -> dict[str, Tensor]:

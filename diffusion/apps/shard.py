@@ -13,15 +13,13 @@ from typing import Any
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
 
-from datamodules.batch import DataSpec
 from diffusion.apps.config import choice_of
 from diffusion.apps.output import output_folder
 from diffusion.errors import UserError
 from diffusion.runs import datamodule_of
 from diffusion.tasks.pictures import save_rows
-from diffusion.tasks.reconstruct import evenly_spaced
+from diffusion.tasks.reconstruct import evenly_spaced, members_of
 from diffusion.tasks.sample import check_positive
 
 log = logging.getLogger("diffusion")
@@ -59,24 +57,16 @@ def main(config: DictConfig) -> None:
 
 
 def show(out: Path) -> None:
-    """samples.png: training images of each class, as they are read back."""
+    """samples.png: training images of each class, of the first ones where there are many, as they are read back."""
     with tempfile.TemporaryDirectory() as cache:
         data = instantiate(choice_of("dataset", "shards"), path=str(out), cache=cache)
         train = data.split("train")
-        groups = members_of(train.labels, len(train), data.spec)
+        members = members_of(train.labels, data.spec) or {"train": torch.ones(len(train), dtype=torch.bool)}
+        rows = {name: some.nonzero().flatten() for name, some in list(members.items())[:SHOWN]}
+        groups = {name: some[evenly_spaced(len(some), SHOWN)] for name, some in rows.items()}
         images = train.take(torch.cat(list(groups.values()))).eight_bit().images
-    rows = images.split([len(group) for group in groups.values()])
-    save_rows(dict(zip(groups, rows, strict=True)), out / "samples.png")
-
-
-def members_of(labels: Tensor | None, n: int, spec: DataSpec) -> dict[str, Tensor]:
-    """Some samples of each class, int64 (M,), by the class's name: of the first classes, where there are many."""
-    if labels is None:
-        return {"train": evenly_spaced(n, SHOWN)}
-    names = spec.class_names or [f"class {k}" for k in range(spec.classes)]
-    hot = labels == 1 if labels.ndim == 2 else labels[:, None] == torch.arange(len(names))
-    found = {name: hot[:, k].nonzero().flatten() for k, name in enumerate(names[:SHOWN])}
-    return {name: rows[evenly_spaced(len(rows), SHOWN)] for name, rows in found.items() if len(rows)}
+    parts = images.split([len(group) for group in groups.values()])
+    save_rows(dict(zip(groups, parts, strict=True)), out / "samples.png")
 
 
 def write_results(out: Path, index: dict[str, Any], start: float) -> dict[str, Any]:

@@ -67,10 +67,7 @@ def look(
     total = {name: len(split) for name, split in splits.items()}
     part = torch.repeat_interleave(torch.arange(len(SPLITS)), torch.tensor(list(total.values())))
     row = torch.cat([torch.arange(n) for n in total.values()])
-    if len(part) > most:
-        chosen = torch.randperm(len(part), generator=generator("doctor", seed))[:most]
-    else:
-        chosen = torch.randperm(len(part), generator=generator("doctor", seed))
+    chosen = torch.randperm(len(part), generator=generator("doctor", seed))[:most]
     first = splits["train"].images[:1]
     levels, size = 1 << (8 * first.element_size()), max(1, first.numel() * first.element_size())
     counts, counted, found = torch.zeros(levels, dtype=torch.int64), 0, []

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from datamodules.batch import DataSpec
 from diffusion.codecs import Codec
 from diffusion.tasks.sample import to_uint8
 
@@ -14,6 +15,14 @@ from diffusion.tasks.sample import to_uint8
 def evenly_spaced(n: int, count: int) -> Tensor:
     """The places, int64, of up to `count` of n images, from the first to the last at equal distances."""
     return torch.linspace(0, n - 1, min(count, n)).round().long()
+
+
+def members_of(labels: Tensor | None, spec: DataSpec) -> dict[str, Tensor]:
+    """Which images are of each class, bool (N,), by the class's name; an image of several is in each."""
+    if labels is None or spec.classes is None:
+        return {}
+    hot = labels.bool() if labels.ndim == 2 else labels[:, None] == torch.arange(spec.classes)
+    return {name: hot[:, k] for k, name in enumerate(spec.names) if hot[:, k].any()}
 
 
 def reconstruct(

@@ -191,6 +191,10 @@ def test_values_beside_the_classes_become_the_nearest(tmp_path, cache, caplog):
         mask = data.split("train").masks[0, 0]
     assert "mask values 0, 255 are classes 0 to 1; 0.12% of the pixels have others" in caplog.text
     assert mask[9, 10:12].tolist() == [0, 1] and mask.sum() == 401
+    # From the cache, where no mask is opened, it is said again.
+    caplog.clear()
+    Masks(path=str(tmp_path), size=40, **cache).setup()
+    assert "mask values 0, 255 are classes 0 to 1; 0.12% of the pixels have others" in caplog.text
 
 
 def test_a_cache_belongs_to_its_files(tmp_path, cache):

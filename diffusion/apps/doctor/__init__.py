@@ -29,7 +29,7 @@ from diffusion.metrics.values import histogram
 from diffusion.runs import datamodule_of
 from diffusion.tasks.doctor_figure import Pair, save_figure
 from diffusion.tasks.look import SPLITS, Looked, look
-from diffusion.tasks.reconstruct import evenly_spaced
+from diffusion.tasks.reconstruct import evenly_spaced, members_of
 
 log = logging.getLogger("diffusion")
 
@@ -200,16 +200,8 @@ def _image(datamodule: pl.LightningDataModule, looked: Looked, place: int) -> Te
 
 def samples_of(split: Any, spec: DataSpec) -> dict[str, Tensor]:
     """A few training images of each class, by its name, uint8 (n, C, *S)."""
-    if split.labels is None:
-        groups = {"images": torch.arange(len(split))}
-    else:
-        hot = split.labels if split.labels.ndim == 2 else None
-        groups = {
-            label: (hot[:, k] if hot is not None else split.labels == k).nonzero().flatten()
-            for k, label in enumerate(images.class_names(spec))
-        }
+    groups = members_of(split.labels, spec) or {"images": torch.ones(len(split), dtype=torch.bool)}
+    rows = {label: members.nonzero().flatten() for label, members in groups.items()}
     return {
-        label: split.take(rows[evenly_spaced(len(rows), SAMPLES)]).eight_bit().images
-        for label, rows in groups.items()
-        if len(rows)
+        label: split.take(some[evenly_spaced(len(some), SAMPLES)]).eight_bit().images for label, some in rows.items()
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
@@ -43,17 +42,13 @@ def names_of(looked: Looked, names: dict[str, list[str]] | None) -> Name:
     return name
 
 
-def class_names(spec: DataSpec) -> list[str]:
-    return list(spec.class_names or [f"class {k}" for k in range(spec.classes or 0)])
-
-
 def class_counts(spec: DataSpec, labels: dict[str, Tensor]) -> dict[str, dict[str, int]]:
     """Class -> split -> how many images; an image of several classes counts for each."""
     counted = {
         name: value.sum(0) if value.ndim == 2 else value.bincount(minlength=spec.classes or 0)
         for name, value in labels.items()
     }
-    return {label: {name: int(n[k]) for name, n in counted.items()} for k, label in enumerate(class_names(spec))}
+    return {label: {name: int(n[k]) for name, n in counted.items()} for k, label in enumerate(spec.names)}
 
 
 def about_classes(spec: DataSpec, sizes: dict[str, int], counts: dict[str, dict[str, int]], report: Report) -> None:
@@ -228,13 +223,12 @@ def about_sample(looked: Looked, report: Report) -> None:
 
 def labels_of(looked: Looked, labels: dict[str, Tensor], spec: DataSpec) -> Callable[[int], str]:
     """The class of an image that was looked at, by name."""
-    titles: Any = class_names(spec)
 
     def label(place: int) -> str:
         split = SPLITS[int(looked.part[place])]
         if split not in labels:
             return ""
         value = labels[split][int(looked.row[place])]
-        return titles[int(value)] if value.ndim == 0 else " ".join(titles[k] for k in value.nonzero().flatten())
+        return spec.names[int(value)] if value.ndim == 0 else " ".join(spec.names[k] for k in value.nonzero().flatten())
 
     return label
