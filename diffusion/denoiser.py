@@ -22,10 +22,14 @@ Cond = Mapping[str, Tensor]
 
 
 class Prediction(NamedTuple):
-    """mean = E[x0 | x_t], (B, C, *S); log_var, the log-variance of the reverse step where it is learned, or None."""
+    """mean = E[x0 | x_t], and where the covariance is learned its place between the two bounds, both (B, C, *S).
+
+    fraction v: the variance of the reverse step to any s < t is beta^v beta~^(1 - v) of the step's `Posterior`
+    (Nichol and Dhariwal 2021, eq. 15).
+    """
 
     mean: Tensor
-    log_var: Tensor | None = None
+    fraction: Tensor | None = None
 
 
 class Denoiser(nn.Module, ABC):
@@ -44,14 +48,22 @@ class Denoiser(nn.Module, ABC):
 class NetworkDenoiser(Denoiser):
     """D(x_t) = skip x_t + out F(input x_t, noise, cond), F the network.
 
+    With a learned `covariance` the network answers with twice the channels: F, and the logit of `Prediction.fraction`.
     Raises UserError if the parameterization is singular at t = 1, as eps is where the terminal SNR is zero.
     """
 
-    def __init__(self, scheduler: NoiseScheduler, parameterization: Parameterization, network: nn.Module):
+    def __init__(
+        self,
+        scheduler: NoiseScheduler,
+        parameterization: Parameterization,
+        network: nn.Module,
+        covariance: bool = False,
+    ):
         super().__init__()
         self.scheduler = scheduler
         self.parameterization = parameterization
         self.network = network
+        self.covariance = covariance
         _, _, at_end = self.coefficients(torch.ones((), dtype=torch.float64))
         if not all(torch.isfinite(c) for c in at_end):
             raise UserError(
@@ -65,14 +77,20 @@ class NetworkDenoiser(Denoiser):
         alpha, sigma = self.scheduler.alpha(t), self.scheduler.sigma(t)
         return alpha, sigma, self.parameterization(alpha, sigma)
 
-    def raw(self, x_t: Tensor, c: Coefficients, cond: Cond | None = None) -> Tensor:
-        """F(input x_t, noise, cond) in float32, (B, C, *S)."""
-        noise = c.noise.to(x_t.device, torch.float32).expand(len(x_t))
-        return self.network(scale(c.input, x_t) * x_t, noise, cond).float()
+    def raw(self, x_t: Tensor, c: Coefficients, cond: Cond | None = None) -> tuple[Tensor, Tensor | None]:
+        """F(input x_t, noise, cond), and the fraction where the covariance is learned; float32 (B, C, *S)."""
+        # Not len(x_t): in an exported graph that would be a constant.
+        noise = c.noise.to(x_t.device, torch.float32).expand(x_t.shape[0])
+        answer = self.network(scale(c.input, x_t) * x_t, noise, cond).float()
+        if not self.covariance:
+            return answer, None
+        answer, logit = answer.chunk(2, 1)
+        return answer, torch.sigmoid(logit)
 
     def predict(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Prediction:
         _, _, c = self.coefficients(t)
-        return Prediction(scale(c.skip, x_t) * x_t + scale(c.out, x_t) * self.raw(x_t, c, cond))
+        answer, fraction = self.raw(x_t, c, cond)
+        return Prediction(scale(c.skip, x_t) * x_t + scale(c.out, x_t) * answer, fraction)
 
 
 def scale(c: Tensor, like: Tensor) -> Tensor:

@@ -17,14 +17,18 @@ import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from datamodules.batch import DataSpec
+from diffusion.averages import exponent
 from diffusion.callbacks.budget import Budget
-from diffusion.callbacks.checkpoints import LAST, PREVIOUS, is_whole
+from diffusion.callbacks.checkpoints import EXPORTED, LAST, PREVIOUS, is_whole, load_weights
+from diffusion.callbacks.post_hoc_ema import reconstructed
 from diffusion.codecs import Codec
 from diffusion.errors import UserError
 from diffusion.generative import GenerativeModel
-from diffusion.models import PARTS, Autoencoder, Model, factory
+from diffusion.guidance import NetworkClassifier
+from diffusion.models import PARTS, Autoencoder, Classifier, Model, Weights, factory
 
 log = logging.getLogger(__name__)
 
@@ -43,9 +47,12 @@ MAY_DIFFER = (
     "dataset.memory",
     "dataset.cache",
     "dataset.cache_size",
+    "callbacks.post_hoc_ema.snapshots",
     "data.spec",  # the data's fingerprint says more
     "codec.run",
     "codec.path",
+    "guidance.classifier.run",
+    "network.pretrained",
     "wandb_id",
 )
 
@@ -53,15 +60,21 @@ MAY_DIFFER = (
 class Run:
     """A run directory. `Run.open` reads one; training makes one."""
 
-    def __init__(self, directory: Path, config: DictConfig, checkpoint: str | None = None):
-        self.directory, self.config, self.checkpoint = directory, config, checkpoint
+    def __init__(self, directory: Path, config: DictConfig, checkpoint: str | None = None, ema: float | None = None):
+        self.directory, self.config, self.checkpoint, self.ema = directory, config, checkpoint, ema
 
     @classmethod
-    def open(cls, directory: str | Path, key: str = "run", checkpoint: str | None = None) -> Run:
+    def open(
+        cls, directory: str | Path, key: str = "run", checkpoint: str | None = None, ema: float | None = None
+    ) -> Run:
         """The run, with the weights of one of its checkpoints: last, best, ...; by default of the newest whole one.
 
-        Raises UserError if the directory is not a run's, its config cannot be read, or there is no such checkpoint.
+        ema: the relative length of their average, from 0.01 to 0.25; by default the exponential average of training.
+        Raises UserError if the directory is not a run's, its config cannot be read, there is no such checkpoint, or the
+        length is out of range.
         """
+        if ema is not None:
+            exponent(ema)
         directory = Path(directory)
         path = directory / "config.yaml"
         if not path.is_file():
@@ -74,7 +87,7 @@ class Run:
             DataSpec(**config.data.spec)
         except Exception as error:
             raise UserError(f"{path} cannot be read as a run's config: {str(error).splitlines()[0]}") from error
-        run = cls(directory, config, checkpoint)
+        run = cls(directory, config, checkpoint, ema)
         if checkpoint is not None and not (run.checkpoints / f"{checkpoint}.ckpt").is_file():
             there = sorted(path.stem for path in run.checkpoints.glob("*.ckpt"))
             raise UserError(f"checkpoint={checkpoint}: {run.checkpoints} holds {', '.join(there) or 'none yet'}")
@@ -119,6 +132,8 @@ class Run:
     def load_checkpoint(self, path: Path | None = None) -> dict[str, Any]:
         """The content of a checkpoint, by default the newest whole one. Raises UserError if there is none."""
         path = path or self._chosen_checkpoint()
+        if path is None and (self.directory / EXPORTED).is_file():
+            return load_weights(self.directory / EXPORTED)
         if path is None:
             raise UserError(f"run {self.directory} has no checkpoint yet: train it first")
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -131,10 +146,26 @@ class Run:
             raise UserError(f"{path} is damaged: choose another checkpoint=, or leave it out")
         return path
 
+    def weights(self, length: float | None = None, at: float = 1.0) -> dict[str, Tensor]:
+        """The averaged weights, by name, and the buffers beside them.
+
+        length: of the average, by default `ema`, and where that is None the exponential average of training; at: the
+        share of the checkpoint's steps after which a `length` is wanted. Raises UserError where they cannot be had.
+        """
+        content, length = self.load_checkpoint(), self.ema if length is None else length
+        if length is None:
+            return content["ema"]
+        return content["ema"] | reconstructed(content, self.checkpoints / "ema", length, at)
+
+    @property
+    def average(self) -> float | dict[str, float]:
+        """Which average of the weights it is, as receipts have it: the decay in training, or a length chosen later."""
+        return self.config.callbacks.ema.decay if self.ema is None else {"length": self.ema}
+
     def fingerprint(self) -> str:
         """16 hexadecimal digits of the averaged weights: two checkpoints that sample alike have the same."""
         digest = hashlib.sha256()
-        for name, value in sorted(self.load_checkpoint()["ema"].items()):
+        for name, value in sorted(self.weights().items()):
             digest.update(name.encode())
             digest.update(value.contiguous().cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
@@ -154,11 +185,20 @@ class Run:
     def under(self, choices: DictConfig) -> Run:
         """The same run, with the groups that `choices` holds (sampler, guidance, codec, dataset, ...) for its own."""
         groups = {name: choices[name] for name in choices if name in self.config and name in PARTS | {"dataset"}}
-        return Run(self.directory, OmegaConf.create({**self.config, **groups}), self.checkpoint)
+        return Run(self.directory, OmegaConf.create({**self.config, **groups}), self.checkpoint, self.ema)
+
+    def check(self) -> None:
+        """Raises UserError where the run makes no images, or lacks a checkpoint, the average asked for, or a guide."""
+        self.model.classes(self.spec)
+        if lacking := self.model.lacks(self.spec):
+            raise UserError(lacking)
+        self.position()
+        if self.ema is not None:
+            self.weights()
 
     def generative(self, device: torch.device | str = "cpu") -> GenerativeModel:
         """The run's model with its averaged weights, ready to sample. Raises UserError if it makes no images."""
-        generative = self.model.generative(self.spec, self.load_checkpoint)
+        generative = self.model.generative(self.spec, self.weights)
         generative.denoiser.to(device)
         generative.codec.to(device)
         return generative
@@ -196,6 +236,36 @@ def autoencoder_codec(run: str | None) -> Codec:
         raise UserError(f"codec.run={run} is not the run of an autoencoder, but of {found.config.experiment}")
     found.warn_if_unfinished()
     return found.codec()
+
+
+def noisy_classifier(
+    model: Model, spec: DataSpec, weights: Weights | None = None, run: str | None = None
+) -> NetworkClassifier:
+    """guidance=classifier: the classifier of a run, frozen, with its averaged weights; `weights` go unused.
+
+    It may have been trained under another scheduler: see `NoisyClassifier`. Raises UserError if there is no such run,
+    it is not a classifier's, of other images or classes, or has no checkpoint, and where the model lives in latents,
+    which a classifier cannot read; warns if it is unfinished, or learnt from other data.
+    """
+    key = "guidance.classifier.run"
+    if run is None:
+        raise UserError(
+            f"guidance=classifier needs {key}=RUN_DIR, the run of a classifier: train one with model=noisy_classifier"
+        )
+    if model.config.data.codec_fingerprint is not None:
+        raise UserError("guidance=classifier reads pixels, and this run lives in latents: use guidance=classifier_free")
+    found = Run.open(run, key=key)
+    if not isinstance(found.model, Classifier):
+        raise UserError(f"{key}={run} is not the run of a classifier, but of {found.config.experiment}")
+    kinds = [(each.shape, each.classes, each.multi_label) for each in (found.spec, spec)]
+    if kinds[0] != kinds[1]:
+        said = [f"images of shape {shape} and {classes or 'no'} classes" for shape, classes, _ in kinds]
+        several = " (several of them at once in one of the two)" if said[0] == said[1] else ""
+        raise UserError(f"{key}={run} reads {said[0]}, but this run is of {said[1]}{several}")
+    if found.config.data.fingerprint != model.config.data.fingerprint:
+        log.warning("the classifier %s learnt from other data than this run: its classes may mean something else", run)
+    found.warn_if_unfinished()
+    return found.model.trained_classifier(found.spec, found.weights())
 
 
 def build_model(config: DictConfig) -> Model:

@@ -20,11 +20,12 @@ accelerator optimizer logger callbacks"""
 GROUPS = {*CONTRACT.split(), "augmentation", "perceptual", "discriminator", "extractor"}
 CHOICES = {folder.name: sorted(path.stem for path in folder.glob("*.yaml")) for folder in CONF.iterdir()}
 
-# What the apps give to the target at a key path, beside the keys of the yaml.
+# What the apps give to the target at a key path, or to a target by its name, beside the keys of the yaml.
 SAMPLER = {"denoiser", "x", "grid", "cond", "rng", "on_step"}
 GIVEN = {
     "model": {"config"},
     "model.network": {"in_channels", "size"},
+    "diffusion.networks.NoisyClassifier": {"in_channels", "size", "classes"},
     "model.network.bottleneck": {"channels"},
     "perceptual": {"datamodule", "cache", "device"},
     "discriminator": {"in_channels", "size"},
@@ -33,11 +34,14 @@ GIVEN = {
     "parameterization": {"sd"},
     "sampler": SAMPLER,
     "guidance": {"denoiser"},
+    "guidance.classifier": {"model", "spec", "weights"},
+    "guidance.weak": {"model", "spec", "weights"},
     "dataset": {"seed", "batch_size"},
     "optimizer": {"params"},
     "logger": {"id", "resume", "save_dir"},
     "callbacks.learning_rate": {"budget"},
     "callbacks.reconstructions": {"folder"},
+    "callbacks.post_hoc_ema": {"folder"},
     "callbacks.evaluation": {"generative", "datamodule", "extractor", "classes", "folder", "ema", "budget"},
     "callbacks.previews": {"generative", "shape", "classes", "folder", "ema"},
 }
@@ -49,11 +53,11 @@ RGB = DataSpec(shape=(3, 28, 28), classes=4)
 
 
 def targets(node: DictConfig, key: str) -> Iterator[tuple[str, DictConfig]]:
-    """Every node with a `_target_`, by its key path."""
+    """Every node with a `_target_`, by its key path; one that refers to another is not a node of its own."""
     if "_target_" in node:
         yield key, node
     for name in node:
-        if isinstance(node[name], DictConfig):
+        if isinstance(node._get_node(name), DictConfig):
             yield from targets(node[name], f"{key}.{name}")
 
 
@@ -95,18 +99,19 @@ def test_the_contract_names_its_choices():
             bloodmnist_latent tissue_vae tissue_latent adrenal_vae adrenal_latent digits_vae digits_latent
             leukemia_pixel leukemia_vae leukemia_latent sprites_pixel mnist_pixel retinamnist_pixel
             pneumoniamnist_pixel pathmnist_pixel adrenal_pixel""",
-        "model": "pixel_ddpm latent_ddpm autoencoder_kl autoencoder_vq",
-        "network": "tiny small base",
+        "model": "pixel_ddpm latent_ddpm autoencoder_kl autoencoder_vq noisy_classifier",
+        "network": "tiny small base unet_diffusers",
         "scheduler": "linear scaled_linear cosine sigmoid edm flow",
         "parameterization": "eps x0 v flow edm",
-        "sampler": "ddpm ddim heun dpmpp_2m",
+        "sampler": "ddpm ddim euler heun midpoint dpmpp_2m dpmpp_3m dpmpp_2m_sde unipc",
+        "grid": "uniform quadratic karras log_snr optimised",
         "dataset": """tissue digits bloodmnist breastmnist npz folder csv masks dicom nifti shards sprites
             mnist""",
         "accelerator": "auto cpu gpu gpu_ddp mps",
         "logger": "csv wandb wandb_offline",
-        "guidance": "none classifier_free",
+        "guidance": "none classifier_free classifier",
         "codec": "identity autoencoder diffusers",
-        "task": "sample reconstruct evaluate audit utility report doctor shard",
+        "task": "sample reconstruct evaluate audit utility report doctor shard export tune",
     }
     missing = {g: set(names.split()) - set(CHOICES[g]) for g, names in wanted.items()}
     assert not any(missing.values()), missing
@@ -125,7 +130,7 @@ def test_every_medmnist_set_has_a_choice_of_its_own():
 def test_a_target_takes_its_keys_and_lacks_what_the_apps_give(key, node):
     target = get_object(node._target_)
     takes, needs, open_ended = parameters(target)
-    keys, given = {name for name in node if not name.startswith("_")}, GIVEN.get(key, set())
+    keys, given = {name for name in node if not name.startswith("_")}, GIVEN.get(node._target_, GIVEN.get(key, set()))
     reached = options_of(target) if inspect.isclass(target) and target.__module__.startswith("datamodules") else takes
     anything = open_ended and reached is takes
     assert keys <= reached or anything, f"no such parameters: {keys - reached}"
@@ -234,17 +239,27 @@ def choose(config: DictConfig, **choices: str) -> DictConfig:
 @pytest.mark.parametrize("scheduler", CHOICES["scheduler"])
 @pytest.mark.parametrize("parameterization", CHOICES["parameterization"])
 def test_a_scheduler_and_a_parameterization_fit_every_objective_or_are_refused(small, scheduler, parameterization):
-    configs = [
-        choose(small, scheduler=scheduler, parameterization=parameterization, objective=objective)
+    configs = {
+        objective: choose(small, scheduler=scheduler, parameterization=parameterization, objective=objective)
         for objective in CHOICES["objective"]
-    ]
-    if (parameterization, scheduler) == ("eps", "flow"):
-        for cfg in configs:
+    }
+    if scheduler == "table":
+        for cfg in configs.values():
+            with pytest.raises(UserError, match=r"scheduler\.betas"):
+                built(cfg, RGB, std=0.5)
+            cfg.scheduler.betas = [0.001, 0.01, 0.1]
+    if parameterization == "eps" and scheduler in ("flow", "zero_terminal"):
+        for cfg in configs.values():
             with pytest.raises(UserError, match="zero terminal SNR"):
                 built(cfg, RGB, std=0.5)
         return
+    if scheduler == "learned":
+        for cfg in (cfg for objective, cfg in configs.items() if objective != "elbo"):
+            with pytest.raises(UserError, match="objective=elbo"):
+                built(cfg, RGB, std=0.5)
+        configs = {"elbo": configs["elbo"]}
     x0, noise = torch.rand(2, 3, 28, 28) * 2 - 1, torch.randn(2, 3, 28, 28)
-    for cfg in configs:
+    for cfg in configs.values():
         _, module = built(cfg, RGB, std=0.5)
         t = module.objective.time(torch.tensor([0.0, 0.9], dtype=torch.float64), module.denoiser.scheduler)
         with torch.no_grad():
@@ -268,5 +283,9 @@ def test_a_sampler_and_a_grid_draw_images(small, sampler, grid):
     cfg = choose(small, sampler=sampler, grid=grid, guidance="classifier_free")
     cfg.grid.steps = 2
     model, module = built(cfg, RGB, std=0.5)
-    images = model.sampled(module.denoiser.eval()).sample((3, 8, 8), {"label": torch.tensor([0, 3])}, seeds=[0, 1])
+    if grid == "optimised":  # of a trained run: tests/apps/test_tune.py
+        with pytest.raises(UserError, match="tune"):
+            model.sampled(module.denoiser, RGB)
+        return
+    images = model.sampled(module.denoiser.eval(), RGB).sample((3, 8, 8), {"label": torch.tensor([0, 3])}, seeds=[0, 1])
     assert images.shape == (2, 3, 8, 8) and torch.isfinite(images).all()

@@ -54,7 +54,7 @@ def test_forward_is_the_mean_of_predict():
     denoiser = NetworkDenoiser(Cosine(), V(sd=0.5), Answer(torch.tensor(0.2)))
     x = torch.ones(2, 1, 2, 2)
     prediction = denoiser.predict(x, times(0.4)[0])
-    assert torch.equal(denoiser(x, times(0.4)[0]), prediction.mean) and prediction.log_var is None
+    assert torch.equal(denoiser(x, times(0.4)[0]), prediction.mean) and prediction.fraction is None
 
 
 def test_answers_are_float32_when_the_network_is_not():

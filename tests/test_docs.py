@@ -12,7 +12,7 @@ from datamodules.medmnist import catalogue
 from diffusion.apps import tasks
 from diffusion.apps.config import CONF
 from tests.datamodules.pictures import class_folders
-from tests.training import AUTOENCODER, composed, run_training
+from tests.training import AUTOENCODER, CLASSIFIER, composed, run_training
 
 # What makes a task quick.
 QUICK = {
@@ -21,6 +21,8 @@ QUICK = {
     "audit": ["n=20", "members=10", "extractor=random"],
     "utility": ["n=20", "steps=2", "seeds=1", "budgets=[2]"],
     "report": ["n=1"],
+    "likelihood": ["grid.steps=5", "tolerance=0.1"],
+    "tune": ["n=4", "steps=2"],
     "doctor": ["network=tiny", "network.channels=8", "seconds=0.3"],
 }
 
@@ -44,11 +46,19 @@ def commands(start: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> dict[str, Path]:
-    """A run of each kind: in pixels, an autoencoder, and one in its latents."""
+    """A run of each kind: in pixels, an autoencoder, one in its latents, and one that diffusers has a pipeline for."""
     folder, steps = tmp_path_factory.mktemp("runs"), ["trainer.max_steps=2", "trainer.log_every_n_steps=1"]
     autoencoder = run_training(folder, *steps, base=AUTOENCODER)
     latent = run_training(folder, *steps, "experiment=digits_latent", f"codec.run={autoencoder}")
-    return {"pixel": run_training(folder, *steps), "vae": autoencoder, "latent": latent}
+    classifier = run_training(folder, *steps, base=CLASSIFIER)
+    theirs = run_training(folder, *steps, "experiment=digits_diffusers", "network.head_channels=8")
+    return {
+        "pixel": run_training(folder, *steps, "trainer.max_steps=60"),  # so that it has snapshots of its past
+        "vae": autoencoder,
+        "latent": latent,
+        "classifier": classifier,
+        "diffusers": theirs,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -124,8 +134,10 @@ def test_task_commands_run(command, runs, samples, results, npz, tmp_path):
     if "--help" in words or "codec=diffusers" in words:
         return  # tests/apps/test_cli.py, and test_latent.py, which makes such an autoencoder, run these
     kind = "latent" if "latent" in command or "codec.run" in command else "vae" if task == "reconstruct" else "pixel"
+    kind = "diffusers" if "to=diffusers" in command else kind
     words = [re.sub(r"^run=.*", f"run={runs[kind]}", word) for word in words]
     words = [re.sub(r"^codec.run=.*", f"codec.run={runs['vae']}", word) for word in words]
+    words = [re.sub(r"^(guidance.classifier.run)=.*", rf"\1={runs['classifier']}", word) for word in words]
     words = [re.sub(r"^n=.*", "n=4", word) for word in words]
     elsewhere = of_npz(npz) if "dataset=npz" in words else samples
     words = [re.sub(r"^samples=.*", f"samples={elsewhere}", word) for word in words]
@@ -136,7 +148,7 @@ def test_task_commands_run(command, runs, samples, results, npz, tmp_path):
     words = [re.sub(r"^dataset.path=FILE", f"dataset.path={npz}", word) for word in words]
     words = [re.sub(r"^max_copies=.*", "max_copies=1", word) for word in words]
     words = [word.replace("[A,B]", f"[{results},{results}]") for word in words]
-    device = {"doctor": ["accelerator=cpu"], "shard": []}.get(task, ["device=cpu"])
+    device = {"doctor": ["accelerator=cpu"], "shard": [], "export": []}.get(task, ["device=cpu"])
     tasks.main([task, *words, *QUICK.get(task, []), f"out={tmp_path / 'out'}", *device])
     if task == "report":
         assert (tmp_path / "out" / "report.html").is_file()

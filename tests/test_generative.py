@@ -7,6 +7,7 @@ import torch
 
 from diffusion.codecs import Identity
 from diffusion.denoiser import NetworkDenoiser
+from diffusion.errors import UserError
 from diffusion.generative import GenerativeModel
 from diffusion.grids import Karras, Uniform
 from diffusion.guidance import ClassifierFree
@@ -14,7 +15,7 @@ from diffusion.networks import UNet
 from diffusion.parameterizations import EDM
 from diffusion.samplers import ddim
 from diffusion.schedulers import EDM as VarianceExploding
-from diffusion.schedulers import Cosine
+from diffusion.schedulers import Cosine, Learned
 from tests.analytic import SAMPLERS, GaussianDenoiser, randomise
 
 pytestmark = pytest.mark.slow
@@ -34,7 +35,7 @@ def make(sampler=SAMPLERS["ddpm"], scheduler=None, dropout: float = 0.3, guided:
 @pytest.mark.parametrize("guided", [False, True], ids=["plain", "guided"])
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_sample_depends_on_its_seed_and_label_alone(name: str, guided: bool):
-    """The same 8 samples in batches of 1, 3 and 8, to 1e-5."""
+    """The same 8 samples in batches of 1, 3 and 8, to rounding, which steps as wide as these multiply."""
     model = make(SAMPLERS[name], guided=guided)
     seeds, labels = list(range(100, 108)), torch.arange(8) % 4
     whole = model.sample(SHAPE, {"label": labels}, seeds=seeds)
@@ -43,7 +44,7 @@ def test_a_sample_depends_on_its_seed_and_label_alone(name: str, guided: bool):
         parts = [
             model.sample(SHAPE, {"label": labels[i : i + size]}, seeds=seeds[i : i + size]) for i in range(0, 8, size)
         ]
-        torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-4, atol=2e-4)
 
 
 def test_seeds_are_reproducible_and_differ():
@@ -137,3 +138,23 @@ def test_gaussian_data_are_sampled():
     assert ((x.mean(0) - denoiser.mean).abs() < 4 * (c.diag() / count).sqrt()).all()
     bound = 4 * ((c.diag()[:, None] * c.diag() + c**2) / count).sqrt()
     assert ((x.T.double().cov() - c).abs() < bound).all()
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_rehearsal_asks_no_network(name):
+    make(SAMPLERS[name]).rehearse()
+    make(SAMPLERS[name], Learned()).rehearse()
+
+
+@pytest.mark.parametrize(
+    ("sampler", "said"), [(partial(ddim, eta=3.0), "eta=3"), (partial(SAMPLERS["ddpm"], variance=7), "variance=7")]
+)
+def test_a_rehearsal_shows_what_is_refused(sampler, said):
+    with pytest.raises(UserError, match=said):
+        make(sampler).rehearse()
+
+
+def test_a_rehearsal_without_noise_tells_a_stochastic_sampler():
+    make(ddim).rehearse(rng=None)
+    with pytest.raises(ValueError, match="rng"):
+        make(SAMPLERS["ddpm"]).rehearse(rng=None)

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 LEVELS = {
-    0: "schedulers parameterizations grids augmentations random errors files provenance",
+    0: "schedulers parameterizations grids augmentations averages random errors files provenance",
     1: "denoiser codecs networks",
     2: "samplers guidance objectives generative",
     3: "tasks metrics extractors",
@@ -21,7 +21,7 @@ LEVELS = {
 }
 LEVEL = {unit: level for level, units in LEVELS.items() for unit in units.split()}
 TORCH_ONLY = 2
-EXTRAS = {("diffusion.codecs.pretrained", "diffusers"), ("diffusion.extractors.pretrained", "torchvision")}
+EXTRAS = {("diffusion.networks.hub", "diffusers"), ("diffusion.extractors.pretrained", "torchvision")}
 """Libraries that may be absent or broken, each with the one module that adapts it, and imports it inside a function."""
 LIGHT = ["diffusion.apps.cli", "diffusion.apps.config", "diffusion.apps.tasks", "diffusion.errors"]
 
@@ -112,7 +112,7 @@ def test_the_map_names_what_is_there():
         ("diffusion.grids.new", "import diffusion.runs as r", "imports go down"),
         ("diffusion.networks.new", "import numpy as np", "torch alone"),
         ("diffusion.codecs.new", "def f():\n    import diffusers", "torch alone"),
-        ("diffusion.codecs.pretrained", "from diffusers import AutoencoderKL", "inside a function"),
+        ("diffusion.networks.hub", "from diffusers import AutoencoderKL", "inside a function"),
         ("diffusion.generative", "from pytorch_lightning import Trainer", "torch alone"),
         ("diffusion.runs", "from datamodules.npz import Npz", "only datamodules.batch"),
         ("diffusion.apps.new", "from datamodules import digits", "only datamodules.batch"),
@@ -137,7 +137,7 @@ def test_a_cycle_is_found():
 def test_what_is_allowed_is_not_a_fault():
     lower = "import math\nimport torch.nn as nn\nfrom diffusion.errors import UserError\nfrom diffusion import random"
     texts = {"diffusion.denoiser": lower, "diffusion.runs": "from datamodules.batch import DataSpec\nimport numpy"}
-    adapter = {"diffusion.codecs.pretrained": "def f():\n    from diffusers import AutoencoderKL"}
+    adapter = {"diffusion.networks.hub": "def f():\n    from diffusers import AutoencoderKL"}
     assert faults({**texts, **adapter}) == []
 
 

@@ -108,7 +108,7 @@ def test_last_checkpoint_missing(run):
 
 def test_generative_holds_the_average(run):
     _, module = built(run.config, run.spec, 0.7)
-    ema = {name: torch.full_like(p, 0.25) for name, p in module.network.named_parameters()}
+    ema = {name: torch.full_like(p, 0.25) for name, p in module.trained.named_parameters()}
     save(run, "last.ckpt", 1, ema)
     generative = run.generative()
     assert all((p == 0.25).all() for p in generative.denoiser.parameters())
@@ -116,7 +116,7 @@ def test_generative_holds_the_average(run):
 
 def test_generative_is_without_dropout_before_and_after_a_sample(run):
     _, module = built(run.config, run.spec, 0.7)
-    save(run, "last.ckpt", 1, dict(module.network.named_parameters()))
+    save(run, "last.ckpt", 1, dict(module.trained.named_parameters()))
     generative = run.generative()  # guided, as the recipe says
     assert not any(part.training for part in generative.denoiser.modules() if isinstance(part, torch.nn.Dropout))
     generative.sample(run.spec.shape, {"label": torch.zeros(1, dtype=torch.int64)}, seeds=[0])

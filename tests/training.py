@@ -29,6 +29,7 @@ SMALL = [
     "callbacks.previews.n=4",
     "grid.steps=2",
 ]
+CLASSIFIER = ["experiment=digits_classifier", *SHORT, "model.network.channels=8"]
 AUTOENCODER = ["experiment=digits_vae", *SHORT, "model.network.channels=8", "callbacks.reconstructions.n=4"]
 
 
@@ -58,6 +59,8 @@ def state(run: Path) -> dict[str, torch.Tensor]:
     checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     tensors = {f"weights.{k}": v for k, v in checkpoint["state_dict"].items()}
     tensors |= {f"ema.{k}": v for k, v in checkpoint["ema"].items()}
+    for length, average in checkpoint.get("profiles", {}).items():
+        tensors |= {f"profiles.{length}.{k}": v for k, v in average.items()}
     for i, values in checkpoint["optimizer_states"][0]["state"].items():
         tensors |= {f"optimizer.{i}.{k}": torch.as_tensor(v) for k, v in values.items()}
     return tensors | {"step": torch.tensor(checkpoint["global_step"])}

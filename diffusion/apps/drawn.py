@@ -17,8 +17,9 @@ from torch import Tensor
 
 from diffusion import __version__
 from diffusion.apps.output import progress
-from diffusion.errors import UserError
+from diffusion.codecs import fingerprint_of
 from diffusion.files import replace_file
+from diffusion.generative import GenerativeModel
 from diffusion.runs import Run
 from diffusion.tasks.sample import sample
 
@@ -48,18 +49,16 @@ def draw(
     """The first n images uint8 (n, C, *S) of the run under the config's sampler, grid, guidance and seed.
 
     Also their classes, in the proportions of `counts` where that is given, and the receipt. Image i depends on
-    (seed, i) and its class alone, so what the cache holds of this setting is only added to. Raises UserError for
-    guidance of a model that knows no classes.
+    (seed, i) and its class alone, so what the cache holds of this setting is only added to.
     """
     labels = None if counts is None else in_proportion(n, counts)
-    if config.guidance and labels is None:
-        raise UserError("guidance needs a conditional model: this run was trained without labels; use guidance=none")
+    generative = run.generative(device)
     receipt = {
         "run": str(run.directory),
         "experiment": run.config.experiment,
         "step": run.position(),
         "weights": run.fingerprint(),
-        "ema": run.config.callbacks.ema.decay,
+        "ema": run.average,
         "data": run.config.data.fingerprint,
         "codec": run.config.data.codec_fingerprint,
         "sampler": choice(config.sampler),
@@ -69,25 +68,27 @@ def draw(
         "seed": config.seed,
     }
     parts = [OmegaConf.to_container(run.config[part], resolve=True) for part in PARTS]
-    setting = [receipt[key] for key in ("weights", "codec", "sampler", "grid", "guidance", "seed")]
+    # All that is asked of, be it the run's own network or one that guides it.
+    networks = fingerprint_of(generative.denoiser.state_dict())
+    setting = [networks, *(receipt[key] for key in ("codec", "sampler", "grid", "guidance", "seed"))]
     key = repr((VERSION, __version__, parts, float(run.config.data.std), setting, counts, device.type))
     path = cache / f"drawn_{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
     images = kept(path, run.spec.shape)
     receipt["from_cache"] = min(n, len(images))
     if len(images) < n:
-        images = _more(run, config, labels, images, n, path, device)
+        images = _more(generative, config, labels, images, n, path)
     return images[:n], labels, receipt
 
 
 def _more(
-    run: Run, config: DictConfig, labels: Tensor | None, images: Tensor, n: int, path: Path, device: torch.device
+    generative: GenerativeModel, config: DictConfig, labels: Tensor | None, images: Tensor, n: int, path: Path
 ) -> Tensor:
-    generative, since = run.generative(device), time.monotonic()
+    shape, since = images.shape[1:], time.monotonic()
     with progress() as bar:
         task = bar.add_task("sampling", total=n, completed=len(images))
         while len(images) < n:
             stop = min(n, len(images) + config.batch_size)
-            new = sample(generative, run.spec.shape, stop, labels, config.seed, config.batch_size, first=len(images))
+            new = sample(generative, shape, stop, labels, config.seed, config.batch_size, first=len(images))
             images = torch.cat([images, new])
             bar.update(task, completed=len(images))
             if len(images) == n or time.monotonic() - since > KEPT_EVERY:
@@ -131,6 +132,15 @@ def choice(node: DictConfig | None) -> dict[str, Any] | None:
     """A group's choice as a receipt has it: its class, and its keys."""
     if not node:
         return None
-    values = OmegaConf.to_container(node, resolve=True)
-    name = values["_target_"].rsplit(".", 1)[-1]
-    return {"name": name, **{key: value for key, value in values.items() if not key.startswith("_")}}
+    return _named(OmegaConf.to_container(node, resolve=True))
+
+
+def _named(values: dict[str, Any]) -> dict[str, Any]:
+    name = {"name": values["_target_"].rsplit(".", 1)[-1]} if "_target_" in values else {}
+    keys = {key: value for key, value in values.items() if not key.startswith("_")}
+    return name | {key: _named(value) if isinstance(value, dict) else _finite(value) for key, value in keys.items()}
+
+
+def _finite(value: Any) -> Any:
+    """The value; of an infinite one its name, for JSON has none."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

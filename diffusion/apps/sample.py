@@ -41,12 +41,10 @@ def main(config: DictConfig) -> None:
     check_positive(n=config.n, batch_size=config.batch_size)
     if config.bits not in (8, 16):
         raise UserError(f"bits={config.bits}: give 8 or 16")
-    run = Run.open(config.run, checkpoint=config.checkpoint).under(config)
+    run = Run.open(config.run, checkpoint=config.checkpoint, ema=config.ema).under(config)
     device = best_device(config.device)
     generative = run.generative(device)
     labels = labels_of(numbered(config.label, run.spec), config.n, run.model.classes(run.spec))
-    if config.guidance and labels is None:
-        raise UserError("guidance needs a conditional model: this run was trained without labels; use guidance=none")
     out = output_folder(str(config.out or run.directory / "sample"), config.overwrite)
     trajectory = Trajectory(ANIMATED, generative.codec)
     start = time.perf_counter()
@@ -74,6 +72,7 @@ def main(config: DictConfig) -> None:
         "sampler": config.sampler._target_.rsplit(".", 1)[-1],
         "steps": config.grid.steps,
         "guidance": config.guidance.scale if config.guidance else None,
+        "ema": run.average,
     }
     (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     write_cases(out / "cases.csv", config.seed, config.n, labels)

@@ -86,18 +86,18 @@ def subject_of(config: DictConfig, task: str) -> Subject:
         check_positive(n=config.n)
     if (config.run is None) == (config.samples is None):
         raise UserError(f"{task} needs run=RUN_DIR, or samples=FILE.npz dataset=NAME: one of the two")
-    if config.samples and config.checkpoint:
-        raise UserError(f"checkpoint={config.checkpoint}: samples=FILE.npz has none; leave it out")
+    for key in ("checkpoint", "ema"):
+        if config.samples and config[key] is not None:
+            raise UserError(f"{key}={config[key]}: samples=FILE.npz has none; leave it out")
     if config.samples and not config.dataset:
         raise UserError("samples=FILE.npz needs dataset=NAME, the real images that it is held against")
-    run = Run.open(config.run, checkpoint=config.checkpoint).under(config) if config.run else None
+    run = Run.open(config.run, checkpoint=config.checkpoint, ema=config.ema).under(config) if config.run else None
     file = Path(config.samples) if config.samples else None
     if file and not file.is_file():
         raise UserError(f"samples={file} does not exist: give the samples.npz that `sample` writes")
     if run:
         # What is wrong with the run is said before anything is computed.
-        run.model.classes(run.spec)
-        run.position()
+        run.check()
     datamodule = datamodule_of(config)
     if run and (datamodule.spec.shape, datamodule.spec.classes) != (run.spec.shape, run.spec.classes):
         raise UserError(

@@ -7,10 +7,12 @@ named. A task whose yaml has the key `train` takes the words of train.py beside 
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
@@ -59,7 +61,29 @@ def main(arguments: Sequence[str]) -> None:
         for group in inherited:
             config[group] = run_config.get(group)
     apply(config, groups, pairs)
+    if config.get("run") and config.get("sampler") and "levels" in (config.get("grid") or ()):
+        config.grid.levels = config.grid.levels or tuned_levels(config)
     import_module(f"diffusion.apps.{task}").main(config)
+
+
+def tuned_grid(directory: Path, sampler: DictConfig, steps: int) -> Path:
+    """Where a run keeps the grid that `tune` found for a sampler and a number of steps."""
+    return directory / "grids" / f"{sampler._target_.rsplit('.', 1)[-1]}_{steps}.json"
+
+
+def tuned_levels(config: DictConfig) -> list[float]:
+    """The log-SNRs of the run's grid for the config's sampler and grid.steps. Raises UserError if it has none."""
+    path = tuned_grid(Path(config.run), config.sampler, config.grid.steps)
+    try:
+        return json.loads(path.read_text())["levels"]
+    except FileNotFoundError as error:
+        name, there = path.stem.rpartition("_")[0], sorted(found.stem for found in path.parent.glob("*.json"))
+        raise UserError(
+            f"grid=optimised: {path} is not there (there are: {', '.join(there) or 'none yet'}); tune it first: "
+            f"python -m diffusion tune run={config.run} sampler={name} steps={config.grid.steps}"
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged: tune it again with overwrite=true") from error
 
 
 def divided(overrides: Sequence[str], config: DictConfig) -> tuple[list[str], list[str]]:

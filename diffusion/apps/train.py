@@ -85,7 +85,7 @@ def train(cfg: DictConfig) -> None:
                 log.info("continues from step %d (%s)", step, checkpoint.name)
             trainer.loggers = loggers_of(run, cfg, step)
             fit(trainer, cfg, module, datamodule, signals, checkpoint)
-            log.info("finished; go on with\n  python -m diffusion %s run=%s", model.next_task, directory)
+            log.info("finished; go on with\n  %s", model.next_command(directory))
 
 
 def check(cfg: DictConfig) -> cb.Budget:

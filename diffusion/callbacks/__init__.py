@@ -9,6 +9,7 @@ from diffusion.callbacks.learning_rate import LearningRate
 from diffusion.callbacks.loss_figure import LossFigure
 from diffusion.callbacks.metrics_csv import MetricsCSV
 from diffusion.callbacks.metrics_log import MetricsLog
+from diffusion.callbacks.post_hoc_ema import PostHocEMA
 from diffusion.callbacks.previews import Previews
 from diffusion.callbacks.progress import ProgressBar
 from diffusion.callbacks.reconstructions import Reconstructions
@@ -25,6 +26,7 @@ __all__ = [
     "LossFigure",
     "MetricsCSV",
     "MetricsLog",
+    "PostHocEMA",
     "Previews",
     "ProgressBar",
     "Reconstructions",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from diffusion.errors import Stopped, UserError
 from diffusion.files import remove_temporaries, replace_file
 
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
+EXPORTED = "model.safetensors"
+"""The averaged weights of a run that was exported, in place of its checkpoints."""
 
 
 class Checkpoints(pl.Callback):
@@ -103,3 +107,24 @@ def is_whole(path: Path) -> bool:
     except Exception:  # a damaged file can make its readers raise anything
         return False
     return damaged is None
+
+
+def save_weights(content: Mapping[str, Any], path: Path) -> None:
+    """What is used of a checkpoint after training, as safetensors: the averaged weights, the step, the time spent."""
+    from safetensors.torch import save_file
+
+    weights = {name: value.contiguous() for name, value in content["ema"].items()}
+    facts = {"global_step": content["global_step"], "callbacks": {"Budget": content["callbacks"]["Budget"]}}
+    replace_file(path, lambda file: save_file(weights, file, metadata={"format": "pt", "facts": json.dumps(facts)}))
+
+
+def load_weights(path: Path) -> dict[str, Any]:
+    """What `save_weights` has written, as the checkpoint had it. Raises UserError for a file that is damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return {"ema": weights} | json.loads(file.metadata()["facts"])
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is damaged, or was not written by export: {' '.join(str(error).split())}") from error

@@ -1,4 +1,4 @@
-"""The exponential moving average of the network's weights."""
+"""The exponential moving average of the weights."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from diffusion.errors import UserError
 
 
 class EMA(pl.Callback):
-    """Keeps an average of the network alone, in float32; validation and previews see it in place of the weights.
+    """Keeps a float32 average of what the module calls `trained`; validation and previews see it, not the weights.
 
     After step n: average += (1 - d) (weights - average), d = min(decay, (1 + n) / (10 + n)), so that the average
-    forgets the start. It is in the checkpoint under "ema", by the network's own names, together with the network's
-    buffers as they are: a codebook is an average already.
+    forgets the start. It is in the checkpoint under "ema", together with the buffers as they are: a codebook is an
+    average already.
     """
 
     def __init__(self, decay: float = 0.999):
@@ -31,7 +31,7 @@ class EMA(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if not self.average:
-            self.average = {name: p.detach().float().clone() for name, p in pl_module.network.named_parameters()}
+            self.average = {name: p.detach().float().clone() for name, p in pl_module.trained.named_parameters()}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.average = {name: value.to(pl_module.device) for name, value in self.average.items()}
@@ -43,7 +43,7 @@ class EMA(pl.Callback):
             return  # an accumulated batch: the optimizer has not stepped
         self._seen = trainer.global_step
         decay = min(self.decay, (1 + self._seen) / (10 + self._seen))
-        weights = [p.float() for p in pl_module.network.parameters()]
+        weights = [p.float() for p in pl_module.trained.parameters()]
         torch._foreach_lerp_(list(self.average.values()), weights, 1 - decay)
 
     @contextmanager
@@ -59,13 +59,13 @@ class EMA(pl.Callback):
             self._swap_out(network)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._swap_in(pl_module.network)
+        self._swap_in(pl_module.trained)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._swap_out(pl_module.network)
+        self._swap_out(pl_module.trained)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        self._swap_out(pl_module.network)
+        self._swap_out(pl_module.trained)
 
     @torch.no_grad()
     def _swap_in(self, network: nn.Module) -> None:
@@ -79,12 +79,12 @@ class EMA(pl.Callback):
             self._weights = None
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
-        learned = dict(pl_module.network.named_parameters())
-        buffers = {name: value for name, value in pl_module.network.state_dict().items() if name not in learned}
+        learned = dict(pl_module.trained.named_parameters())
+        buffers = {name: value for name, value in pl_module.trained.state_dict().items() if name not in learned}
         checkpoint["ema"] = self.average | buffers
 
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
-        names = [name for name, _ in pl_module.network.named_parameters()]
+        names = [name for name, _ in pl_module.trained.named_parameters()]
         self.average = {name: checkpoint["ema"][name].float().clone() for name in names}
 
 

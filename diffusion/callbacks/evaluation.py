@@ -102,7 +102,7 @@ class Evaluation(pl.Callback):
 
     def _figures(self, pl_module: pl.LightningModule) -> dict[str, float]:
         labels = labels_of(None, self.n, self.classes)
-        with self.ema.applied(pl_module.network):
+        with self.ema.applied(pl_module.trained):
             images = sample(self.generative, self.shape, self.n, labels, self.seed, batch_size=min(self.n, 256))
         self.extractor.to(pl_module.device)
         features = extract(self.extractor, images).values

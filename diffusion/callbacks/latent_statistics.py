@@ -39,7 +39,7 @@ class LatentStatistics(pl.Callback):
         split, network = trainer.datamodule.split("train"), pl_module.network
         chosen = evenly_spaced(len(split), self.limit)
         size = max(1, min(self.batch_size, MOST_VALUES // split.images[0].numel()))  # volumes few at a time
-        with self.ema.applied(network), evaluating(network):
+        with self.ema.applied(pl_module.trained), evaluating(network):
             batches = (split[indices]["image"].to(pl_module.device) for indices in chosen.split(size))
             mean, std = latent_statistics(network, batches)
         return {"mean": mean.float().cpu(), "std": std.float().cpu(), "images": len(chosen)}

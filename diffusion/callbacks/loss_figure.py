@@ -21,7 +21,10 @@ class LossFigure(pl.Callback):
 
 
 def draw_losses(metrics: Path, figure: Path) -> None:
-    """A PNG of training and validation loss over steps, and of the loss by noise level or an autoencoder's PSNR."""
+    """A PNG of training and validation loss over steps, and what else the module logs.
+
+    The loss by noise level, a classifier's accuracy by noise level, or an autoencoder's PSNR.
+    """
     from matplotlib.figure import Figure
 
     rows = read_rows(metrics)
@@ -41,12 +44,13 @@ def draw_losses(metrics: Path, figure: Path) -> None:
         right.plot(*curve("val/psnr"), marker="o", markersize=3)
         right.set_title("validation PSNR in dB (averaged weights)")
     else:
-        levels = {name for row in rows for name in row if name.startswith("loss_by_noise/")}
+        levels = {name for row in rows for name in row if "_by_noise/" in name}
         for name in sorted(levels, key=by_noise):
-            label = name.removeprefix("loss_by_noise/log_snr_").replace("_", " ")
+            label = name.split("log_snr_")[1].replace("_", " ")
             right.plot(*curve(name), marker="o", markersize=3, label=label)
-        right.set_title("validation loss by noise level")
-        right.set_yscale("log")
+        what = "accuracy" if any(name.startswith("accuracy") for name in levels) else "loss"
+        right.set_title(f"validation {what} by noise level")
+        right.set_yscale("log" if what == "loss" else "linear")
         if right.lines:
             right.legend(title="log-SNR")
     for axes in (total, right):

@@ -72,7 +72,7 @@ class MetricsLog(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         results = {name: float(value) for name, value in trainer.callback_metrics.items()}
         values = {name: value for name, value in results.items() if name.startswith("val/")}
-        by_noise = {name: value for name, value in results.items() if name.startswith("loss_by_noise/")}
+        by_noise = {name: value for name, value in results.items() if "_by_noise/" in name}
         values |= {name: value for name, value in by_noise.items() if not math.isnan(value)}
         self._write(trainer, values)
         # Validation is no part of the training speed.

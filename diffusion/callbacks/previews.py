@@ -42,7 +42,7 @@ class Previews(pl.Callback):
         if not trainer.is_global_zero or (step % self.every_n_steps and not trainer.should_stop):
             return
         labels = labels_of("all", self.n, self.classes)
-        with self.ema.applied(pl_module.network):
+        with self.ema.applied(pl_module.trained):
             trajectory = Trajectory(self.strip, self.generative.codec)
             images = sample(
                 self.generative, self.shape, self.n, labels, self.seed, batch_size=self.n, on_step=trajectory

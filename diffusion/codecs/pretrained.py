@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffusion.codecs.autoencoder import fingerprint_of
 from diffusion.codecs.base import Codec, exact
 from diffusion.errors import UserError
 from diffusion.networks.frozen import Frozen
+from diffusion.networks.hub import load
 from diffusion.random import Noise
 
 
@@ -37,7 +37,7 @@ class Diffusers(Codec):
             raise UserError(
                 "codec=diffusers needs an autoencoder: add codec.path=FOLDER, or an id on the Hugging Face hub"
             )
-        network = _load(path, subfolder)
+        network = load("AutoencoderKL", "the autoencoder", path, subfolder, "vae")
         self.path, self.channels = path, network.config.in_channels
         self.scale, self.shift = network.config.scaling_factor or 1.0, network.config.shift_factor or 0.0
         latents = {"scale": torch.tensor(self.scale), "shift": torch.tensor(self.shift)}
@@ -90,39 +90,3 @@ class Diffusers(Codec):
     @property
     def _config(self) -> Any:
         return self.frozen.network.config
-
-
-def _load(path: str, subfolder: str | None) -> nn.Module:
-    """The AutoencoderKL at path, float32 on the CPU."""
-    try:
-        from diffusers import AutoencoderKL
-    except ImportError as error:
-        raise UserError(f'the autoencoder {path} needs the diffusers library: pip install "diffusers>=0.35"') from error
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        if subfolder is None and not (folder / "config.json").is_file() and (folder / "vae").is_dir():
-            subfolder = "vae"
-        # Joined here, because the library would take the folder itself for a subfolder that is not there.
-        path, subfolder = str(folder / (subfolder or "")), None
-    where = f"{path}, subfolder {subfolder}" if subfolder else path
-    try:
-        kind = AutoencoderKL.load_config(path, subfolder=subfolder).get("_class_name")
-        if kind != "AutoencoderKL":
-            raise UserError(f"{where} holds {kind or 'no model'}, but an AutoencoderKL is needed: give another path")
-        network, report = AutoencoderKL.from_pretrained(
-            path, subfolder=subfolder, low_cpu_mem_usage=False, output_loading_info=True
-        )
-    except UserError:
-        raise
-    # What the library and those below it raise has no common base.
-    except Exception as error:
-        raise UserError(
-            f"the autoencoder {where} could not be loaded ({' '.join(str(error).split())}): give a directory that "
-            "holds one, or an id on the Hugging Face hub that is downloaded already or can be reached"
-        ) from error
-    if report["missing_keys"]:
-        raise UserError(
-            f"the autoencoder {where} lacks {len(report['missing_keys'])} of its weights, {report['missing_keys'][0]} "
-            "among them: download it again"
-        )
-    return network.float()

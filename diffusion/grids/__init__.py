@@ -3,6 +3,8 @@
 from diffusion.grids.base import TimeGrid
 from diffusion.grids.karras import Karras
 from diffusion.grids.log_snr import LogSNR
+from diffusion.grids.optimised import Optimised
+from diffusion.grids.quadratic import Quadratic
 from diffusion.grids.uniform import Uniform
 
-__all__ = ["Karras", "LogSNR", "TimeGrid", "Uniform"]
+__all__ = ["Karras", "LogSNR", "Optimised", "Quadratic", "TimeGrid", "Uniform"]

@@ -1,5 +1,17 @@
 """Guidance: Denoiser -> Denoiser wrappers."""
 
+from diffusion.guidance.autoguidance import Autoguidance
+from diffusion.guidance.base import Guidance
+from diffusion.guidance.classifier import ClassifierGuidance, NetworkClassifier, NoisyClassifier
 from diffusion.guidance.classifier_free import ClassifierFree
+from diffusion.guidance.interval import Interval
 
-__all__ = ["ClassifierFree"]
+__all__ = [
+    "Autoguidance",
+    "ClassifierFree",
+    "ClassifierGuidance",
+    "Guidance",
+    "Interval",
+    "NetworkClassifier",
+    "NoisyClassifier",
+]

@@ -15,7 +15,7 @@ from datamodules.batch import DataSpec
 from diffusion import codecs
 from diffusion.callbacks import EMA, Budget, LatentStatistics
 from diffusion.errors import UserError
-from diffusion.models.base import Model, factory
+from diffusion.models.base import Model, factory, loaded
 from diffusion.modules import AutoencoderModule
 from diffusion.objectives import ReconstructionLoss
 from diffusion.random import seed_of
@@ -30,6 +30,7 @@ class Autoencoder(Model):
     """
 
     parts = frozenset({"perceptual", "discriminator"})
+    compresses = True
     next_task = "reconstruct"
 
     def __init__(self, config: DictConfig, network: Callable[..., nn.Module], loss: ReconstructionLoss):
@@ -90,8 +91,7 @@ class Autoencoder(Model):
                 "the autoencoder's checkpoint holds no mean and standard deviation of its latents: "
                 "go on with it, with a larger trainer.max_steps or trainer.max_time"
             )
-        network = self.network(spec)
-        network.load_state_dict(content["ema"])
+        network = loaded(self.network(spec), content["ema"])
         mean, std = content["latents"]["mean"], content["latents"]["std"]
         fingerprint = codecs.fingerprint_of({**content["ema"], "latents.mean": mean, "latents.std": std})
         return codecs.Autoencoder(network, mean, std, fingerprint, spec.shape, self.config.data.fingerprint)

@@ -6,14 +6,16 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig
+from torch import Tensor, nn
 
 from datamodules.batch import DataSpec
+from diffusion.augmentations import Augmentation
 from diffusion.callbacks import EMA, Budget
 from diffusion.codecs import Codec
 from diffusion.errors import UserError
@@ -37,13 +39,24 @@ PARTS = frozenset(
 """The groups that describe a model; each kind of model is made of some of them."""
 
 
+class Weights(Protocol):
+    """The averaged weights of a run, by the names of what its module calls `trained`."""
+
+    def __call__(self, length: float | None = None, at: float = 1.0) -> Mapping[str, Tensor]:
+        """Those over a relative EMA length, after the share `at` of the steps; by default those the user chose."""
+
+
 class Model(ABC):
     """A kind of model, with the whole config of its run."""
 
     parts: frozenset[str]
     """The groups of PARTS that this kind is made of; the others mean nothing to it."""
+    makes_images = False
+    """Whether it makes images from noise."""
+    compresses = False
+    """Whether it is what compresses images to latents."""
     next_task: str
-    """What a user does with a finished run."""
+    """The task that a finished run is for."""
 
     def __init__(self, config: DictConfig):
         self.config = config
@@ -51,6 +64,14 @@ class Model(ABC):
     def data(self, datamodule: pl.LightningDataModule) -> pl.LightningDataModule:
         """The data as this model trains on them."""
         return datamodule
+
+    def augmentation(self, spec: DataSpec) -> Augmentation | None:
+        """What changes the training images, or None. Raises UserError if it cannot change images of this shape."""
+        if not self.config.augmentation:
+            return None
+        augmentation = factory(self.config.augmentation)()
+        augmentation.check(spec.shape)
+        return augmentation
 
     def facts(self, datamodule: pl.LightningDataModule) -> dict[str, Any]:
         """What the config learns of the data and of other runs: keys of the config and their values."""
@@ -73,13 +94,24 @@ class Model(ABC):
         """The classes that images can be asked of, or None. Raises UserError if the model makes no images."""
         raise UserError(self._makes_no_images())
 
+    def next_command(self, directory: Path) -> str:
+        """What a user does with a finished run."""
+        return f"python -m diffusion {self.next_task} run={directory}"
+
     def _makes_no_images(self) -> str:
         return (
             f"a run of {self.config.experiment} makes no images from noise: use `python -m diffusion {self.next_task}`"
         )
 
-    def generative(self, spec: DataSpec, checkpoint: Callable[[], Mapping[str, Any]]) -> GenerativeModel:
-        """The trained model with the config's sampler, grid and guidance. Raises UserError if it makes no images."""
+    def lacks(self, spec: DataSpec) -> str | None:
+        """What the model lacks to be guided as the config asks, in one line, or None."""
+        return None
+
+    def generative(self, spec: DataSpec, weights: Weights) -> GenerativeModel:
+        """The trained model with the config's sampler, grid and guidance.
+
+        Raises UserError if it makes no images, or lacks what the guidance needs.
+        """
         raise UserError(self._makes_no_images())
 
     @abstractmethod
@@ -118,3 +150,15 @@ def factory(node: DictConfig) -> Callable[..., Any]:
             raise UserError(f"{node._target_} refuses its keys: {' '.join(str(error).split())}") from error
 
     return make
+
+
+def loaded(module: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
+    """The module with these weights. Raises UserError if they are another's."""
+    try:
+        module.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UserError(
+            "the checkpoint's weights are not those of this network: another version of this software wrote it; use "
+            "that one, or train anew"
+        ) from error
+    return module

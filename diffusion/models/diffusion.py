@@ -10,18 +10,20 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from hydra.utils import instantiate
-from omegaconf import DictConfig
+from hydra.utils import get_class, instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from datamodules.batch import DataSpec
-from diffusion.augmentations import Augmentation
-from diffusion.callbacks import EMA, Budget, Previews
+from diffusion.callbacks import EMA, Budget, PostHocEMA, Previews
 from diffusion.codecs import Codec
 from diffusion.denoiser import NetworkDenoiser
 from diffusion.errors import UserError
 from diffusion.generative import GenerativeModel
-from diffusion.models.base import PARTS, Model, factory
+from diffusion.guidance import Guidance
+from diffusion.models.base import PARTS, Model, Weights, factory, loaded
 from diffusion.modules import DiffusionModule
+from diffusion.objectives import Objective
 from diffusion.random import seed_of
 
 log = logging.getLogger(__name__)
@@ -37,6 +39,7 @@ class Diffusion(Model):
     """
 
     parts = PARTS - {"perceptual", "discriminator"}
+    makes_images = True
     next_task = "sample"
 
     def __init__(
@@ -62,9 +65,22 @@ class Diffusion(Model):
             raise UserError(another_codec(began, codec.fingerprint))
         return codec
 
-    def classes(self, spec: DataSpec) -> int | None:
+    @cached_property
+    def objective(self) -> Objective:
+        return instantiate(self.config.objective)
+
+    def told(self, spec: DataSpec) -> int | None:
         """The classes that the network is told, or None: where the data have none, or condition leaves them out."""
         return spec.classes if "label" in self.condition else None
+
+    def classes(self, spec: DataSpec) -> int | None:
+        """Those that it is told; or those that the guidance leads towards by itself."""
+        return spec.classes if self._guidance and self._guidance.asks else self.told(spec)
+
+    @property
+    def _guidance(self) -> type[Guidance] | None:
+        node = self.config.get("guidance")
+        return get_class(node._target_) if node else None
 
     def data(self, datamodule: pl.LightningDataModule) -> pl.LightningDataModule:
         """Images in pixel space; elsewhere what the codec makes of them, made once and kept."""
@@ -83,42 +99,46 @@ class Diffusion(Model):
         return latents
 
     def facts(self, datamodule: pl.LightningDataModule) -> dict[str, Any]:
-        """The codec's fingerprint; and no guidance where the network is told no labels to guide by."""
+        """The codec's fingerprint, a pretrained network's architecture, and no guidance by labels that are not told."""
         found = {"data.codec_fingerprint": self.codec.fingerprint}
-        return found | ({"guidance": None} if self.classes(datamodule.spec) is None else {})
+        network = self.config.network
+        if network.get("pretrained"):
+            architecture = get_class(network._target_).architecture_of(network.pretrained, network.subfolder)
+            found["network.architecture"] = architecture
+        unlabelled = self.told(datamodule.spec) is None
+        return found | ({"guidance": None} if unlabelled and self.lacks(datamodule.spec) else {})
 
-    def denoiser(self, spec: DataSpec) -> NetworkDenoiser:
-        """The denoiser with its initial weights."""
+    def lacks(self, spec: DataSpec) -> str | None:
+        return self._guidance.lacks(self.told(spec), self.label_dropout) if self._guidance else None
+
+    def denoiser(self, spec: DataSpec, pretrained: bool = True) -> NetworkDenoiser:
+        """The denoiser with its initial weights; without `pretrained` they are drawn, whatever the run began from."""
         config = self.config
+        given = {} if pretrained or not config.network.get("pretrained") else {"pretrained": None}
         shape = self.codec.for_images(spec.shape).latent_shape(spec.shape)
         augmentation = self.augmentation(spec)
         torch.manual_seed(seed_of(config.seed, "weights"))
+        covariance = self.objective.bound is not None
         network = factory(config.network)(
             in_channels=shape[0],
-            out_channels=shape[0],
+            out_channels=shape[0] * (1 + covariance),
             size=list(shape[1:]),
-            classes=self.classes(spec),
+            classes=self.told(spec),
             augmentation=augmentation.values if augmentation else 0,
+            **given,
         )
         return NetworkDenoiser(
             scheduler=instantiate(config.scheduler),
             parameterization=factory(config.parameterization)(sd=config.data.std),
             network=network,
+            covariance=covariance,
         )
-
-    def augmentation(self, spec: DataSpec) -> Augmentation | None:
-        """What changes the training images, or None. Raises UserError if it cannot change images of this shape."""
-        if not self.config.augmentation:
-            return None
-        augmentation = factory(self.config.augmentation)()
-        augmentation.check(spec.shape)
-        return augmentation
 
     def module(self, datamodule: pl.LightningDataModule) -> DiffusionModule:
         return DiffusionModule(
             denoiser=self.denoiser(datamodule.spec),
             codec=self.codec,
-            objective=instantiate(self.config.objective),
+            objective=self.objective,
             optimizer=factory(self.config.optimizer),
             augmentation=self.augmentation(datamodule.spec),
             target=self.target,
@@ -132,13 +152,18 @@ class Diffusion(Model):
     ) -> list[pl.Callback]:
         spec = datamodule.spec
         previews: Previews = factory(self.config.callbacks.previews)(
-            generative=self.sampled(module.denoiser),
+            generative=self.sampled(module.denoiser, spec),
             shape=spec.shape,
             classes=self.classes(spec),
             folder=directory / "samples",
             ema=ema,
         )
-        return [previews, *self._evaluation(module, datamodule, directory, ema, budget)]
+        evaluation = self._evaluation(module, datamodule, directory, ema, budget)
+        return [*self._post_hoc_ema(directory), previews, *evaluation]
+
+    def _post_hoc_ema(self, directory: Path) -> list[PostHocEMA]:
+        config = self.config.callbacks.post_hoc_ema
+        return [factory(config)(folder=directory / "checkpoints" / "ema")] if config.snapshots else []
 
     def _evaluation(
         self, module: DiffusionModule, datamodule: pl.LightningDataModule, directory: Path, ema: EMA, budget: Budget
@@ -148,7 +173,7 @@ class Diffusion(Model):
             return []
         return [
             factory(config)(
-                generative=self.sampled(module.denoiser),
+                generative=self.sampled(module.denoiser, datamodule.spec),
                 datamodule=datamodule.pixels,
                 extractor=factory(self.config.extractor)(
                     datamodule=datamodule.pixels, cache=self.cache, device=self.device
@@ -160,19 +185,32 @@ class Diffusion(Model):
             )
         ]
 
-    def generative(self, spec: DataSpec, checkpoint: Callable[[], Mapping[str, Any]]) -> GenerativeModel:
-        denoiser = self.denoiser(spec)
-        denoiser.network.load_state_dict(checkpoint()["ema"])
-        return self.sampled(denoiser.eval())
+    def generative(self, spec: DataSpec, weights: Weights) -> GenerativeModel:
+        return self.sampled(self.trained_denoiser(spec, weights()), spec, weights)
 
-    def sampled(self, denoiser: NetworkDenoiser) -> GenerativeModel:
-        """The denoiser, under the guidance that the config asks for, with its sampler and grid."""
-        guided, config = denoiser, self.config
-        if config.get("guidance"):
-            if self.label_dropout == 0:
-                raise UserError("guidance needs model.label_dropout above 0 in training: use guidance=none")
-            guided = factory(config.guidance)(denoiser)
-        return GenerativeModel(guided, self.codec, instantiate(config.sampler), instantiate(config.grid))
+    def trained_denoiser(self, spec: DataSpec, weights: Mapping[str, Tensor]) -> NetworkDenoiser:
+        """The denoiser with these weights, in evaluation mode."""
+        denoiser = self.denoiser(spec, pretrained=False)
+        return loaded(denoiser, weights).eval()
+
+    def sampled(self, denoiser: NetworkDenoiser, spec: DataSpec, weights: Weights | None = None) -> GenerativeModel:
+        """The denoiser, under the guidance that the config asks for, with its sampler and grid.
+
+        weights: the run's, of which guides may be made. While a run trains, it has none to give: guidance by a guide
+        that needs them is then left out. Raises UserError for what the guidance lacks.
+        """
+        config, guided = self.config, denoiser
+        if lacking := self.lacks(spec):
+            raise UserError(lacking)
+        node = config.get("guidance") or {}
+        guides = {name: value for name, value in node.items() if isinstance(value, DictConfig)}
+        made = {name: factory(value)(model=self, spec=spec, weights=weights) for name, value in guides.items()}
+        if node and None not in made.values():
+            plain = OmegaConf.create({name: value for name, value in node.items() if name not in guides})
+            guided = factory(plain)(denoiser, **made)
+        generative = GenerativeModel(guided, self.codec, instantiate(config.sampler), factory(config.grid)())
+        generative.rehearse()
+        return generative
 
     def trained_codec(self, spec: DataSpec, checkpoint: Callable[[], Mapping[str, Any]]) -> Codec:
         if self.codec.fingerprint is None:

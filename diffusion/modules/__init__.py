@@ -1,6 +1,7 @@
 """The thin LightningModules: they train, and know nothing of sampling, metrics or averaging."""
 
 from diffusion.modules.autoencoder import AutoencoderModule
+from diffusion.modules.classifier import ClassifierModule
 from diffusion.modules.diffusion import DiffusionModule
 
-__all__ = ["AutoencoderModule", "DiffusionModule"]
+__all__ = ["AutoencoderModule", "ClassifierModule", "DiffusionModule"]

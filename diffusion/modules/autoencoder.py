@@ -47,6 +47,11 @@ class AutoencoderModule(pl.LightningModule):
         self.perceptual = Frozen(perceptual) if perceptual else None
         self.discriminator = discriminator
 
+    @property
+    def trained(self) -> nn.Module:
+        """What is averaged."""
+        return self.network
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         networks = [self.network, *([self.discriminator] if self.discriminator else [])]
         return self.optimizer(list(chain.from_iterable(network.parameters() for network in networks)))

@@ -38,7 +38,8 @@ class DiffusionModule(pl.LightningModule):
         label_dropout: probability with which a sample is trained without its condition.
         seed: of all the randomness above.
 
-    Raises UserError for a label_dropout outside [0, 1].
+    Raises UserError for a label_dropout outside [0, 1], or a schedule that learns under an objective that it
+    would bend.
     """
 
     def __init__(
@@ -56,6 +57,8 @@ class DiffusionModule(pl.LightningModule):
         super().__init__()
         if not 0 <= label_dropout <= 1:
             raise UserError(f"model.label_dropout={label_dropout}: give a share from 0 to 1")
+        if denoiser.scheduler.learns and not objective.weighting.any_schedule:
+            raise UserError("scheduler=learned would change what this objective asks for: use objective=elbo")
         self.denoiser, self.codec, self.objective = denoiser, codec, objective
         self.optimizer, self.augmentation = optimizer, augmentation
         # Metrics, because a process may have no sample in a bin; a bin that is empty in all is NaN.
@@ -64,18 +67,22 @@ class DiffusionModule(pl.LightningModule):
 
     @property
     def network(self) -> nn.Module:
-        """What is trained, averaged and exported."""
         return self.denoiser.network
 
+    @property
+    def trained(self) -> nn.Module:
+        """All that learns, and is averaged: the denoiser, for a scheduler may learn too."""
+        return self.denoiser
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return self.optimizer(self.network.parameters())
+        return self.optimizer(self.trained.parameters())
 
     def configure_gradient_clipping(
         self, optimizer: torch.optim.Optimizer, gradient_clip_val: float | None = None, **_: object
     ) -> None:
         """Clip the norm here: under mixed precision Lightning refuses to do it beside a fused optimizer."""
         if gradient_clip_val is not None:
-            torch.nn.utils.clip_grad_norm_(self.network.parameters(), gradient_clip_val)
+            torch.nn.utils.clip_grad_norm_(self.trained.parameters(), gradient_clip_val)
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
         count = len(batch[self.target])
@@ -94,8 +101,8 @@ class DiffusionModule(pl.LightningModule):
                 cond["augmentation"] = told
         if self.label_dropout > 0:
             cond["drop"] = (uniform((*key, "drop"), first, count) < self.label_dropout).to(images.device)
-        losses, _ = self._losses(images, cond, key, first, total=total)
-        return losses.mean()
+        losses, t = self._losses(images, cond, key, first, total=total)
+        return losses.mean() + self.denoiser.scheduler.own_loss(t, losses.detach())
 
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
         place = batch_idx * self.trainer.world_size + self.global_rank

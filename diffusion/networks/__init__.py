@@ -5,7 +5,9 @@ from diffusion.networks.bottlenecks import Bottleneck, Gaussian, VectorQuantizer
 from diffusion.networks.classifier import Classifier
 from diffusion.networks.discriminator import PatchDiscriminator
 from diffusion.networks.frozen import Frozen
+from diffusion.networks.noisy_classifier import NoisyClassifier
 from diffusion.networks.unet import UNet
+from diffusion.networks.unet_diffusers import UNetDiffusers
 
 __all__ = [
     "Autoencoder",
@@ -13,8 +15,10 @@ __all__ = [
     "Classifier",
     "Frozen",
     "Gaussian",
+    "NoisyClassifier",
     "PatchDiscriminator",
     "Reconstruction",
     "UNet",
+    "UNetDiffusers",
     "VectorQuantizer",
 ]

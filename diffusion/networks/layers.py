@@ -13,10 +13,14 @@ def conv(spatial_dims: int) -> type[nn.Module]:
     return {2: nn.Conv2d, 3: nn.Conv3d}[spatial_dims]
 
 
+def groups_of(channels: int) -> int:
+    """As many groups, up to 32, as divide the channels and leave four or more in each."""
+    return next(g for g in (32, 16, 8, 4, 2, 1) if channels % g == 0 and (channels >= 4 * g or g == 1))
+
+
 def norm(channels: int) -> nn.GroupNorm:
-    """Group norm with as many groups, up to 32, as divide the channels and leave four or more in each."""
-    groups = next(g for g in (32, 16, 8, 4, 2, 1) if channels % g == 0 and (channels >= 4 * g or g == 1))
-    return nn.GroupNorm(groups, channels)
+    """Group norm with as many groups as `groups_of` finds."""
+    return nn.GroupNorm(groups_of(channels), channels)
 
 
 def zero(layer: nn.Module) -> nn.Module:

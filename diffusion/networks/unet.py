@@ -146,7 +146,7 @@ class Embedding(nn.Module):
         phase = c_noise[:, None] * self.frequencies  # (B, frequencies)
         embedding = self.noise(torch.cat([phase.cos(), phase.sin()], 1))
         if self.classes is not None:
-            embedding = embedding + self.label(self._one_hot(len(c_noise), cond or {}).to(embedding.dtype))
+            embedding = embedding + self.label(self._one_hot(c_noise.shape[0], cond or {}).to(embedding.dtype))
         if cond and "augmentation" in cond:
             embedding = embedding + self.augmentation(cond["augmentation"])
         return F.silu(embedding)
@@ -187,7 +187,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
-        scale, shift = self.scale_shift(embedding).reshape(len(x), -1, *(1,) * (x.ndim - 2)).chunk(2, 1)
+        scale, shift = self.scale_shift(embedding).reshape(x.shape[0], -1, *(1,) * (x.ndim - 2)).chunk(2, 1)
         h = self.norm2(h) * (1 + scale) + shift
         return self.attention(self.shortcut(x) + self.conv2(self.dropout(F.silu(h))))
 

@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from diffusion.errors import UserError
 from diffusion.schedulers import NoiseScheduler
 
 
@@ -20,12 +21,37 @@ class TimeDensity(Protocol):
     def __call__(self, u: Tensor, scheduler: NoiseScheduler) -> Tensor: ...
 
 
+def held(times: Tensor, scheduler: NoiseScheduler, limit: float = 20.0) -> Tensor:
+    """The times in (0, 1] where |log-SNR| <= limit: at sigma = 0 a target is 0 / 0, and a uniform number can be 0."""
+    ends = scheduler.time(torch.tensor([limit, -limit], dtype=torch.float64))
+    return times.clamp(ends[0], ends[1].clamp(max=1.0))
+
+
 @dataclass(frozen=True)
 class UniformTime:
     """t = u. Source: Ho et al. 2020, algorithm 1."""
 
     def __call__(self, u: Tensor, scheduler: NoiseScheduler) -> Tensor:
         return u
+
+
+@dataclass(frozen=True)
+class UniformBetween:
+    """Uniform over the times at which the log-SNR lies between `low` and `high`. Source: Kingma et al. 2021, section 5.
+
+    Raises UserError unless low < high.
+    """
+
+    high: float = 13.0
+    low: float = -9.0
+
+    def __post_init__(self) -> None:
+        if not self.low < self.high:
+            raise UserError(f"objective.times.high={self.high} low={self.low}: give low < high, both log-SNRs")
+
+    def __call__(self, u: Tensor, scheduler: NoiseScheduler) -> Tensor:
+        ends = scheduler.time(torch.tensor([self.high, self.low], dtype=torch.float64)).clamp(max=1.0).to(u.device)
+        return torch.lerp(ends[0], ends[1], u)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,9 @@ F* = ((1 - skip alpha) / out) x0 - (skip sigma / out) eps.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,24 +27,30 @@ class Coefficients(NamedTuple):
     noise: Tensor
 
 
-class Parameterization(Protocol):
-    """(alpha, sigma) -> Coefficients; `sd` is the standard deviation of the data."""
+@dataclass(frozen=True)
+class Parameterization(ABC):
+    """(alpha, sigma) -> Coefficients, float64 tensors of one shape.
 
-    sd: float
+    All share unit variance at the network's input, input = (alpha^2 sd^2 + sigma^2)^(-1/2), and its noise level,
+    noise = -log_snr / 8 with the log-SNR held within +-20. For alpha = 1 these are c_in and c_noise = log(sigma) / 4 of
+    Karras et al. 2022, table 1.
 
-    def __call__(self, alpha: Tensor, sigma: Tensor) -> Coefficients: ...
-
-
-def coefficients(skip: Tensor, out: Tensor, alpha: Tensor, sigma: Tensor, sd: float) -> Coefficients:
-    """Add what all parameterizations share: unit variance at the network's input, and its noise level.
-
-    input = (alpha^2 sd^2 + sigma^2)^(-1/2); noise = -log_snr / 8, with the log-SNR held within +-20. For alpha = 1
-    these are c_in and c_noise = log(sigma) / 4 of Karras et al. 2022, table 1.
+    Args:
+        sd: standard deviation of the data.
+        scale_input: False gives the network x_t as it is, input = 1, as Ho et al. 2020 do and the diffusers library.
     """
-    log_snr = 2 * (torch.log(alpha) - torch.log(sigma))
-    return Coefficients(
-        skip=skip,
-        out=out,
-        input=(alpha**2 * sd**2 + sigma**2).rsqrt(),
-        noise=-log_snr.clamp(-LOG_SNR_LIMIT, LOG_SNR_LIMIT) / 8,
-    )
+
+    sd: float = 0.5
+    scale_input: bool = True
+
+    @abstractmethod
+    def skip_and_out(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """The two coefficients that say what the network predicts."""
+
+    def __call__(self, alpha: Tensor, sigma: Tensor) -> Coefficients:
+        log_snr = 2 * (torch.log(alpha) - torch.log(sigma))
+        return Coefficients(
+            *self.skip_and_out(alpha, sigma),
+            input=(alpha**2 * self.sd**2 + sigma**2).rsqrt() if self.scale_input else torch.ones_like(alpha),
+            noise=-log_snr.clamp(-LOG_SNR_LIMIT, LOG_SNR_LIMIT) / 8,
+        )

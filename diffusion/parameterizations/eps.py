@@ -6,14 +6,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from diffusion.parameterizations.base import Coefficients, coefficients
+from diffusion.parameterizations.base import Parameterization
 
 
 @dataclass(frozen=True)
-class Eps:
+class Eps(Parameterization):
     """F* = eps: skip = 1 / alpha, out = -sigma / alpha. Singular at alpha = 0. Source: Ho et al. 2020, eq. 11."""
 
-    sd: float = 0.5
-
-    def __call__(self, alpha: Tensor, sigma: Tensor) -> Coefficients:
-        return coefficients(1 / alpha, -sigma / alpha, alpha, sigma, self.sd)
+    def skip_and_out(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        return 1 / alpha, -sigma / alpha

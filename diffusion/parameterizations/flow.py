@@ -6,15 +6,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from diffusion.parameterizations.base import Coefficients, coefficients
+from diffusion.parameterizations.base import Parameterization
 
 
 @dataclass(frozen=True)
-class Flow:
+class Flow(Parameterization):
     """F* = eps - x0: skip = 1 / (alpha + sigma), out = -sigma / (alpha + sigma). Source: Lipman et al. 2023."""
 
-    sd: float = 0.5
-
-    def __call__(self, alpha: Tensor, sigma: Tensor) -> Coefficients:
+    def skip_and_out(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         total = alpha + sigma
-        return coefficients(1 / total, -sigma / total, alpha, sigma, self.sd)
+        return 1 / total, -sigma / total

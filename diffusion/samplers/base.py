@@ -1,4 +1,4 @@
-"""What a sampler is, and the one update that all of them are made of."""
+"""What a sampler is, and the two updates that all of them are made of."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Protocol
 from torch import Tensor
 
 from diffusion.denoiser import Cond, Denoiser, scale
-from diffusion.schedulers import NoiseScheduler
+from diffusion.schedulers import NoiseScheduler, posterior
 
 Rng = Callable[[Sequence[int]], Tensor]
 """Draws standard normal noise (B, *shape) for a given shape of one sample; see random.SampleNoise."""
 
 OnStep = Callable[[int, Tensor, Tensor], None]
-"""Called after each step with its index, x at the new time, and the estimate of x0 that led there."""
+"""Called after each step with its index, x at the new time, and an estimate of x0 that led there."""
 
 
 class Sampler(Protocol):
@@ -37,10 +37,37 @@ class Sampler(Protocol):
 
 
 def transfer(scheduler: NoiseScheduler, x: Tensor, mean: Tensor, t: Tensor, s: Tensor) -> Tensor:
-    """Move x from time t to s < t, exactly if E[x0 | x] stayed at `mean` on the way.
+    """Move x from time t > 0 to s, exactly if E[x0 | x] stayed at `mean` on the way.
 
     x_s = (sigma_s / sigma_t) x_t + (alpha_s - alpha_t sigma_s / sigma_t) mean. Neither alpha nor sigma_s divides, so
-    zero terminal SNR and the last step to sigma = 0 need no special case. Source: Song et al. 2021 (DDIM), eq. 12.
+    zero terminal SNR and the last step to sigma = 0 need no special case. A deterministic sampler is a choice of
+    `mean`. Source: Song et al. 2021 (DDIM), eq. 12.
     """
     ratio = scheduler.sigma(s) / scheduler.sigma(t)
     return scale(ratio, x) * x + scale(scheduler.alpha(s) - scheduler.alpha(t) * ratio, x) * mean
+
+
+def ancestral(
+    scheduler: NoiseScheduler,
+    x: Tensor,
+    mean: Tensor,
+    t: Tensor,
+    s: Tensor,
+    rng: Rng | None,
+    eta: float = 1.0,
+    variance: float | Tensor = 0.0,
+) -> Tensor:
+    """Draw x at time s < t; at eta = 1 from the posterior q(x_s | x_t, x0 = mean), at eta = 0 it is `transfer`.
+
+    x_s = a x_t + (alpha_s - alpha_t a) mean + tau z, a = sqrt(sigma_s^2 - tau^2) / sigma_t, tau = eta sqrt(beta~),
+    where beta~ and beta are the two variances of `Posterior`. variance v, a number or (B, C, *S), widens the noise
+    beyond what `a` accounts for: at eta = 1 its variance is beta^v beta~^(1 - v). The step to sigma = 0 draws no
+    noise. Sources: Song et al. 2021 (DDIM), eq. 12 and 16, for any alpha; Nichol and Dhariwal 2021, eq. 15.
+    """
+    sigma_t, sigma_s = scheduler.sigma(t), scheduler.sigma(s)
+    tau = eta * posterior(scheduler, t, s).small.sqrt()
+    a = (sigma_s**2 - tau**2).clamp(min=0).sqrt() / sigma_t
+    x = scale(a, x) * x + scale(scheduler.alpha(s) - scheduler.alpha(t) * a, x) * mean
+    if not tau > 0:
+        return x
+    return x + scale(tau, x) * scale(sigma_t / sigma_s, x) ** variance * rng(x.shape[1:])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from torch import Tensor
 
 from diffusion.denoiser import Cond, Denoiser
-from diffusion.samplers.base import OnStep, Rng
-from diffusion.samplers.ddim import ddim
+from diffusion.errors import UserError
+from diffusion.samplers.base import OnStep, Rng, ancestral
 
 
 def ddpm(
@@ -15,11 +17,25 @@ def ddpm(
     grid: Tensor,
     cond: Cond | None = None,
     *,
+    variance: float | None = None,
     rng: Rng | None = None,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """x_s ~ q(x_s | x_t, x0 = D(x_t)), on any grid: DDIM at eta = 1. One evaluation a step.
+    """x_s ~ N(mean of q(x_s | x_t, x0 = D(x_t)), beta^v beta~^(1 - v)), on any grid. One evaluation a step.
 
-    Its variance is the posterior's (beta tilde, "fixed small"). Source: Ho et al. 2020, eq. 6 and 7, algorithm 2.
+    Each step is `ancestral`. variance v: 0 is "fixed small", 1 "fixed large", None what the model has learned, or 0
+    where it has not. Sources: Ho et al. 2020, eq. 7 and algorithm 2; Nichol and Dhariwal 2021, eq. 15. Raises UserError
+    for a variance outside [0, 1].
     """
-    return ddim(denoiser, x, grid, cond, eta=1.0, rng=rng, on_step=on_step)
+    if variance is not None and not (isinstance(variance, (int, float)) and 0 <= variance <= 1):
+        raise UserError(f"sampler.variance={variance}: give a number from 0 (small) to 1 (large), or null (learned)")
+    if rng is None:
+        raise ValueError("a stochastic sampler needs rng")
+    for i, (t, s) in enumerate(pairwise(grid)):
+        mean, learned = denoiser.predict(x, t, cond)
+        if variance is not None or learned is None:
+            learned = variance or 0.0
+        x = ancestral(denoiser.scheduler, x, mean, t, s, rng, variance=learned)
+        if on_step is not None:
+            on_step(i, x, mean)
+    return x

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-import torch
 from torch import Tensor
 
 from diffusion.denoiser import Cond, Denoiser
 from diffusion.samplers.base import OnStep, Rng, transfer
+from diffusion.samplers.exponential import blend
 
 
 def dpmpp_2m(
@@ -27,18 +27,10 @@ def dpmpp_2m(
     et al. 2022 (DPM-Solver++), algorithm 2.
     """
     scheduler = denoiser.scheduler
-    half_log_snr = scheduler.log_snr(grid) / 2
-    h = half_log_snr.diff()
-    previous = None
+    levels, means = (scheduler.log_snr(grid) / 2).tolist(), []
     for i, (t, s) in enumerate(pairwise(grid)):
-        mean = denoiser(x, t, cond)
-        # An infinite h is a step from alpha = 0 or to sigma = 0.
-        if previous is None or not torch.isfinite(h[i]):
-            estimate = mean
-        else:
-            estimate = mean + (h[i] / h[i - 1] / 2).item() * (mean - previous)
-        x = transfer(scheduler, x, estimate, t, s)
-        previous = mean
+        means = [denoiser(x, t, cond), *means[:1]]
+        x = transfer(scheduler, x, blend(means, levels[i::-1][: len(means)], *levels[i : i + 2]), t, s)
         if on_step is not None:
-            on_step(i, x, mean)
+            on_step(i, x, means[0])
     return x

@@ -7,6 +7,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from diffusion.errors import UserError
+
 
 class NoiseScheduler(ABC):
     """The forward process q(x_t | x0) = N(alpha(t) x0, sigma(t)^2).
@@ -14,6 +16,9 @@ class NoiseScheduler(ABC):
     Every scheduler has alpha(0) = 1 and sigma(0) = 0, and a log-SNR that falls strictly in t. Times, and what comes
     from them, are float64 tensors of any shape: near the ends of the schedule float32 loses the answer.
     """
+
+    learns = False
+    """Whether the schedule has parameters, which `own_loss` trains."""
 
     @abstractmethod
     def alpha(self, t: Tensor) -> Tensor:
@@ -30,6 +35,17 @@ class NoiseScheduler(ABC):
     def log_snr(self, t: Tensor) -> Tensor:
         """2 (log alpha(t) - log sigma(t)): +inf at t = 0, -inf where the terminal SNR is zero."""
         return 2 * (torch.log(self.alpha(t)) - torch.log(self.sigma(t)))
+
+    def slope(self, t: Tensor) -> Tensor:
+        """-d log_snr / dt at t, float64 with its shape: how fast the noise grows."""
+        with torch.inference_mode(False), torch.enable_grad():
+            t = t.detach().clone().requires_grad_()
+            (slope,) = torch.autograd.grad(self.log_snr(t).sum(), t)
+        return -slope
+
+    def own_loss(self, t: Tensor, losses: Tensor) -> Tensor | float:
+        """What a schedule with parameters descends, (), given the model's losses (B,) at times t (B,); 0 without."""
+        return 0.0
 
 
 class VariancePreserving(NoiseScheduler):
@@ -62,3 +78,13 @@ class IntegratedBeta(VariancePreserving):
 
     def time(self, log_snr: Tensor) -> Tensor:
         return self.integral_inverse(torch.logaddexp(torch.zeros_like(log_snr), -log_snr))
+
+
+def check_base(base: NoiseScheduler) -> None:
+    """Raises UserError unless a scheduler can be made of `base`: alpha^2 + sigma^2 = 1, and nothing in it learns."""
+    t = torch.tensor(0.5, dtype=torch.float64)
+    if base.learns or abs((base.alpha(t) ** 2 + base.sigma(t) ** 2).item() - 1) > 1e-6:
+        raise UserError(
+            f"scheduler.base: {type(base).__name__} does not preserve variance (alpha^2 + sigma^2 = 1), or learns; "
+            "use Linear, ScaledLinear, Cosine, Sigmoid or Table"
+        )

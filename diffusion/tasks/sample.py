@@ -93,19 +93,20 @@ def check_positive(**values: int) -> None:
 
 @contextmanager
 def counted_evaluations(denoiser: Denoiser) -> Iterator[Callable[[], int]]:
-    """Count the images that pass through the network; the value is a function that tells how many so far."""
+    """Count the images that pass through denoising networks; the value is a function that tells how many so far."""
     count = 0
 
     def add(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
         nonlocal count
         count += len(arguments[0])
 
-    network = next(module.network for module in denoiser.modules() if isinstance(module, NetworkDenoiser))
-    handle = network.register_forward_pre_hook(add)
+    networks = [module.network for module in denoiser.modules() if isinstance(module, NetworkDenoiser)]
+    handles = [network.register_forward_pre_hook(add) for network in networks]
     try:
         yield lambda: count
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 class Trajectory:

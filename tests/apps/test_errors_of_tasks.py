@@ -69,7 +69,7 @@ SAMPLING = [
     ("checkpoint=first", "checkpoints holds best, last, previous"),
     ("device=tpu", "device=tpu is not here; there are: cpu"),
     ("sampler=hein", "did you mean heun?"),
-    ("sampler=euler", "there are: ddim, ddpm"),
+    ("sampler=plms", "there are: ddim, ddpm"),
     ("sampler.eta=1", "sampler.eta: there is no such key"),
     ("grid=none", "grid=none: there is no such choice"),
     ("grid.steps=0", "grid.steps=0: a sampler takes at least 1 step"),

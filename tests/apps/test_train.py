@@ -104,7 +104,7 @@ def test_config_is_resolved_and_plain(finished):
 def test_checkpoint_holds_weights_and_average_as_plain_tensors(finished):
     for name in ("last", "best"):
         content = torch.load(finished / "checkpoints" / f"{name}.ckpt", weights_only=True)
-        weights = {k.removeprefix("denoiser.network."): v for k, v in content["state_dict"].items()}
+        weights = {k.removeprefix("denoiser."): v for k, v in content["state_dict"].items()}
         assert weights.keys() == content["ema"].keys()
         assert all(weights[k].shape == v.shape and v.dtype == torch.float32 for k, v in content["ema"].items())
         assert any(not torch.equal(weights[k], v) for k, v in content["ema"].items())
@@ -413,7 +413,7 @@ def wandb_records(path: Path) -> list:
 def test_full_disk_ends_the_run_with_its_last_checkpoint_whole(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(disk)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(disk)]
     if subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("needs the right to mount a file system")
     try:

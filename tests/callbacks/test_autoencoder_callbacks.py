@@ -17,7 +17,7 @@ class Module(pl.LightningModule):
     def __init__(self, bottleneck=Gaussian):
         super().__init__()
         torch.manual_seed(0)
-        self.network = Autoencoder(1, (8, 8), bottleneck, channels=4, multipliers=(1, 2))
+        self.network = self.trained = Autoencoder(1, (8, 8), bottleneck, channels=4, multipliers=(1, 2))
 
 
 def trainer(step=3):

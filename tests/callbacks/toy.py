@@ -29,6 +29,10 @@ class Toy(pl.LightningModule):
         self.dtype_, self.lr, self.val_losses = dtype, lr, val_losses or []
         self.seen: list[dict[str, Tensor]] = []
 
+    @property
+    def trained(self) -> nn.Module:
+        return self.network
+
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         return self.network(batch.to(self.dtype_)).mean()
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from diffusion.errors import UserError
-from diffusion.grids import Karras, LogSNR, Uniform
+from diffusion.grids import Karras, LogSNR, Optimised, Quadratic, Uniform
 from diffusion.schedulers import EDM, Flow, Linear, NoiseScheduler
 from tests.analytic import EVERY_SCHEDULER, GRIDS, times
 
@@ -74,3 +74,22 @@ def test_log_snr_grid_is_even(scheduler: NoiseScheduler):
 
 def test_uniform():
     torch.testing.assert_close(Uniform(steps=4)(Flow()), times(1, 0.75, 0.5, 0.25, 0), rtol=0, atol=0)
+
+
+def test_quadratic():
+    torch.testing.assert_close(Quadratic(steps=4)(Flow()), times(1, 0.5625, 0.25, 0.0625, 0), rtol=0, atol=0)
+
+
+@every_scheduler
+def test_optimised_visits_its_log_snrs(scheduler: NoiseScheduler):
+    t = Optimised(3, (-4.0, 0.5, 6.0))(scheduler)
+    torch.testing.assert_close(scheduler.log_snr(t[:-1]), times(-4, 0.5, 6), rtol=0, atol=1e-6)
+    assert t[-1] == 0 and (t.diff() < 0).all()
+
+
+@pytest.mark.parametrize(
+    ("levels", "said"), [(None, "tune run=RUN_DIR steps=3"), ((1.0, 2.0), "steps=3"), ((1.0, 3.0, 2.0), "rising")]
+)
+def test_optimised_without_what_was_measured_is_refused(levels, said):
+    with pytest.raises(UserError, match=said):
+        Optimised(3, levels)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusion.denoiser import NetworkDenoiser
+from diffusion.denoiser import Denoiser, NetworkDenoiser, Prediction
 from diffusion.errors import UserError
 from diffusion.guidance import ClassifierFree
 from diffusion.parameterizations import X0, V
@@ -123,3 +123,66 @@ def test_multi_hot_labels_and_the_callers_condition_are_kept():
     assert set(cond) == {"label"}
     assert torch.equal(seen[0]["label"], torch.cat([cond["label"]] * 2))
     assert seen[0]["drop"].tolist() == [False] * 3 + [True] * 3
+
+
+def deviation(images: Tensor) -> Tensor:
+    return images.std((1, 2, 3), correction=0)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.7, 1.0])
+def test_rescaling_brings_back_the_deviation_of_the_conditional_answer(share: float):
+    """All of it at 1; between, the factor is mixed: Lin et al. 2024, eq. 15 and 16, on the expected image."""
+    t, x = times(0.4)[0], image()
+
+    class Bolder(ByLabel):
+        """With its label it answers in twice the contrast."""
+
+        def forward(self, x, c_noise, cond=None):
+            kept = 1 - cond["drop"].float() if cond and "drop" in cond else torch.full((len(x),), float(bool(cond)))
+            return x * (1 + kept)[:, None, None, None]
+
+    denoiser = NetworkDenoiser(Cosine(), X0(), Bolder())
+    conditional = denoiser(x, t, COND)
+    plain = ClassifierFree(denoiser, 3.0)(x, t, COND)
+    found = ClassifierFree(denoiser, 3.0, rescale=share)(x, t, COND)
+    factor = share * deviation(conditional) / deviation(plain) + 1 - share
+    torch.testing.assert_close(found, plain * factor[:, None, None, None])
+    torch.testing.assert_close(deviation(plain), 2 * deviation(conditional), rtol=1e-4, atol=0)
+    if share == 1:
+        torch.testing.assert_close(deviation(found), deviation(conditional))
+
+
+def test_an_image_of_one_value_cannot_be_rescaled_and_stays():
+    denoiser, asked = make(parameterization=X0()), (torch.ones(3, 2, 4, 4), times(0.4)[0], COND)
+    torch.testing.assert_close(
+        ClassifierFree(denoiser, 2.0, rescale=1.0)(*asked), ClassifierFree(denoiser, 2.0)(*asked)
+    )
+
+
+def test_a_learned_covariance_is_that_of_the_conditional_answer():
+    class WithCovariance(Denoiser):
+        scheduler = Cosine()
+
+        def predict(self, x_t, t, cond=None):
+            return Prediction(x_t, torch.where(cond["drop"], -1.0, 1.0)[:, None, None, None].expand(x_t.shape))
+
+    for scale in (0.5, 3.0):
+        found = ClassifierFree(WithCovariance(), scale).predict(image(), times(0.4)[0], COND)
+        assert torch.equal(found.fraction, torch.ones_like(found.mean))
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"scale": float("nan")}, "guidance.scale=nan"),
+        ({"scale": float("-inf")}, "guidance.scale=-inf"),
+        ({"rescale": 1.5}, "guidance.rescale=1.5"),
+        ({"rescale": -0.1}, "guidance.rescale=-0.1"),
+        ({"low": 1.0, "high": 1.0}, "guidance.low=1.0 and guidance.high=1.0"),
+        ({"low": -0.5}, "guidance.low=-0.5"),
+        ({"high": float("nan")}, "guidance.high=nan"),
+    ],
+)
+def test_keys_out_of_range_are_refused(keys, said: str):
+    with pytest.raises(UserError, match=said):
+        ClassifierFree(make(), **keys)

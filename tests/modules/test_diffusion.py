@@ -213,6 +213,23 @@ def test_only_the_network_is_trained(build):
     assert {id(p) for p in group["params"]} == {id(p) for p in module.network.parameters()}
 
 
+def test_a_schedule_that_learns_moves_with_the_network(config):
+    """Its shares get a gradient of their own loss, are stepped, and are part of what is averaged and saved."""
+    nodes = {"scheduler": choice_of("scheduler", "learned"), "objective": choice_of("objective", "elbo")}
+    _, module = built(OmegaConf.create({**OmegaConf.to_container(config), **nodes}), DataSpec((1, 8, 8), 10), 0.6)
+    module._trainer = SimpleNamespace(accumulate_grad_batches=1, world_size=1, global_rank=0, global_step=0)
+    optimizer, t = module.configure_optimizers(), torch.tensor([0.25, 0.5], dtype=torch.float64)
+    before = module.denoiser.scheduler.log_snr(t)
+    for step in range(3):
+        module._trainer.global_step = step
+        optimizer.zero_grad()
+        module.training_step(batch_of(16), step).backward()
+        optimizer.step()
+    assert module.denoiser.scheduler.logits.grad.abs().max() > 0
+    assert not torch.equal(module.denoiser.scheduler.log_snr(t), before)
+    assert "scheduler.logits" in module.trained.state_dict()
+
+
 SCHEDULERS, PARAMETERIZATIONS, OBJECTIVES = (
     sorted(path.stem for path in (CONF / group).glob("*.yaml"))
     for group in ("scheduler", "parameterization", "objective")
@@ -233,8 +250,13 @@ def test_every_combination_takes_two_finite_steps(config, scheduler, parameteriz
     nodes = {group: choice_of(group, name) for group, name in chosen.items()}
     changed = OmegaConf.create({**OmegaConf.to_container(config), **nodes})
     spec = DataSpec((1, 8, 8), 10)
-    if parameterization == "eps" and scheduler == "flow":  # alpha(1) = 0, and eps divides by it
-        with pytest.raises(UserError, match="zero terminal SNR"):
+    refused = {
+        "zero terminal SNR": parameterization == "eps" and scheduler in ("flow", "zero_terminal"),
+        "objective=elbo": scheduler == "learned" and objective != "elbo",
+        "scheduler.betas": scheduler == "table",  # whose betas are the user's
+    }
+    for reason in (reason for reason, holds in refused.items() if holds):
+        with pytest.raises(UserError, match=reason):
             built(changed, spec, 0.6)
         return
     _, module = built(changed, spec, 0.6)

@@ -75,7 +75,7 @@ def test_edm_has_the_published_weight():
     """(sigma^2 + sd^2) / (sigma sd)^2 on the error of x0 where alpha = 1: Karras et al. 2022, table 1."""
     scheduler = VarianceExploding()
     sigma = scheduler.sigma(T)
-    weight = EDM()(scheduler.log_snr(T), times(1), SD)
+    weight = EDM()(T, scheduler, times(1), SD)
     torch.testing.assert_close(weight, (sigma**2 + SD**2) / (sigma * SD) ** 2)
 
 
@@ -100,7 +100,7 @@ def test_loss_is_the_weighted_error_of_x0(scheduler: NoiseScheduler, name: str, 
         return value[:, None, None, None]
 
     mean = each(c.skip) * (each(alpha) * x0 + each(sigma) * noise) + each(c.out) * answer
-    expected = weighting(scheduler.log_snr(T), c.out, SD) * square(mean - x0)
+    expected = weighting(T, scheduler, c.out, SD) * square(mean - x0)
     torch.testing.assert_close(loss(scheduler, parameterization, weighting).double(), expected, rtol=2e-5, atol=0)
 
 

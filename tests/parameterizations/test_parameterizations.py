@@ -73,6 +73,15 @@ def test_network_input_has_unit_variance(scheduler: NoiseScheduler, name: str):
 
 
 @every_pair
+def test_input_scale_one_changes_nothing_else(scheduler: NoiseScheduler, name: str):
+    t = levels(scheduler)
+    alpha, sigma = scheduler.alpha(t), scheduler.sigma(t)
+    scaled, plain = (PARAMETERIZATIONS[name](sd=SD, scale_input=scale)(alpha, sigma) for scale in (True, False))
+    assert torch.equal(plain.input, torch.ones_like(t))
+    assert all(torch.equal(getattr(scaled, key), getattr(plain, key)) for key in ("skip", "out", "noise"))
+
+
+@every_pair
 def test_noise_level_is_finite_and_rises(scheduler: NoiseScheduler, name: str):
     """Also at t = 0 and at zero terminal SNR, where the log-SNR is infinite."""
     t = torch.linspace(0, 1, 101, dtype=torch.float64)

@@ -9,33 +9,11 @@ import torch
 from diffusion.denoiser import NetworkDenoiser
 from diffusion.parameterizations import X0, Eps, V
 from diffusion.samplers import ddim, ddpm
-from diffusion.schedulers import NoiseScheduler
+from diffusion.schedulers import Table
 from tests.analytic import Answer, times
 
 PREDICTIONS = {"epsilon": Eps(), "v_prediction": V(), "sample": X0()}
 ROWS = 1000
-
-
-class Table(NoiseScheduler):
-    """A table of alpha^2: row i at t = (i + 1) / rows, linear in log-SNR between rows; t = 0 is the data."""
-
-    def __init__(self, alpha2: torch.Tensor):
-        self.levels = torch.logit(alpha2.double())
-
-    def log_snr(self, t):
-        place = t * len(self.levels) - 1
-        low = place.floor().clamp(0, len(self.levels) - 2).long()
-        between = torch.lerp(self.levels[low], self.levels[low + 1], place - low)
-        return torch.where(t > 0, between, torch.inf)
-
-    def alpha(self, t):
-        return torch.sigmoid(self.log_snr(t)).sqrt()
-
-    def sigma(self, t):
-        return torch.sigmoid(-self.log_snr(t)).sqrt()
-
-    def time(self, log_snr):
-        raise NotImplementedError
 
 
 def theirs(kind: type, prediction: str, steps: int, table: str, **options):
@@ -58,12 +36,12 @@ def theirs(kind: type, prediction: str, steps: int, table: str, **options):
 def compare(scheduler, prediction: str, sampler, step) -> None:
     """About 50 of the steps, the last ones among them, from the same x and network answer, to 1e-5."""
     g = torch.Generator().manual_seed(4)
-    rows = scheduler.timesteps.tolist()
+    rows, table = scheduler.timesteps.tolist(), Table(scheduler.betas.tolist())
     stride = rows[0] - rows[1]
     assert rows[-1] == 0
     for row in rows[: -10 : len(rows) // 40] + rows[-10:]:
         x, answer = torch.randn(2, 2, 3, 6, 6, generator=g)
-        denoiser = NetworkDenoiser(Table(scheduler.alphas_cumprod), PREDICTIONS[prediction], Answer(answer))
+        denoiser = NetworkDenoiser(table, PREDICTIONS[prediction], Answer(answer))
         grid = times((row + 1) / ROWS, max(row + 1 - stride, 0) / ROWS)
         ours = sampler(denoiser, x, grid, rng=lambda shape, row=row: noise(row, (2, *shape)))
         torch.testing.assert_close(ours, step(answer, row, x).prev_sample, rtol=1e-5, atol=1e-5)

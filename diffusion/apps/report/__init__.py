@@ -18,7 +18,6 @@ from diffusion.apps.report.results import Part
 from diffusion.apps.report.sections import audit_of, evaluation_of, losses_of, read, reconstruction_of, utility_of
 from diffusion.errors import UserError
 from diffusion.files import replace_file
-from diffusion.models import Autoencoder
 from diffusion.provenance import code, machine
 from diffusion.runs import Run, datamodule_of
 from diffusion.tasks.sample import check_positive
@@ -31,9 +30,9 @@ TASKS = ("evaluate", "audit", "utility", "reconstruct")
 def main(config: DictConfig) -> None:
     """Write report.html into the run's folder, or into `out`. What a task has not made yet is named on the page."""
     check_positive(n=config.n, batch_size=config.batch_size)
-    run = Run.open(config.run, checkpoint=config.checkpoint)
-    if config.guidance and not isinstance(run.model, Autoencoder) and run.model.classes(run.spec) is None:
-        raise UserError("guidance needs a conditional model: this run was trained without labels; use guidance=none")
+    run = Run.open(config.run, checkpoint=config.checkpoint, ema=config.ema)
+    if lacking := run.under(config).model.lacks(run.spec):
+        raise UserError(lacking)
     device = best_device(config.device)
     folder = output_folder(str(config.out), config.overwrite) if config.out else run.directory
     page = page_of(run, config, device)
@@ -56,8 +55,8 @@ def render(page: dict[str, Any]) -> str:
 
 def page_of(run: Run, config: DictConfig, device: Any) -> dict[str, Any]:
     """Everything that the template names."""
-    generates = not isinstance(run.model, Autoencoder)
-    compresses = not generates or run.config.data.codec_fingerprint is not None
+    generates = run.model.makes_images
+    compresses = run.model.compresses or run.config.data.codec_fingerprint is not None
     datamodule, reason = data(run, config)
     content, problem = weights(run)
     position = None if content is None else (content["global_step"], content["callbacks"]["Budget"])
@@ -87,7 +86,7 @@ def page_of(run: Run, config: DictConfig, device: Any) -> dict[str, Any]:
     receipt["text"] = pretty(own)
     source = datamodule.source if datamodule else name_of(run.config.dataset)
     names = {
-        "samples": "Samples" if generates else "Reconstructions",
+        "samples": "Samples" if generates else compresses and "Reconstructions",
         "denoising": samples and "Denoising",
         "recipe": "Recipe",
         "training": "Training",
@@ -107,7 +106,7 @@ def page_of(run: Run, config: DictConfig, device: Any) -> dict[str, Any]:
         "compresses": compresses,
         "drawn": samples,
         "sampling_problem": (problem or "the run has no checkpoint yet") if generates else None,
-        "reconstructed": None if generates else newest_picture(run),
+        "reconstructed": None if generates or not compresses else newest_picture(run),
         "recipe": recipe(run, size, said, data_of(run, datamodule, reason)),
         "config_text": (run.directory / "config.yaml").read_text(),
         "train_command": train,
@@ -179,6 +178,7 @@ def own_receipt(run: Run, config: DictConfig, position: tuple[int, dict[str, Any
     return {
         "run": str(config.run),
         "checkpoint": config.checkpoint,
+        "ema": run.average,
         "step": position and position[0],
         "weights": position and run.fingerprint(),
         "codec": run.config.data.codec_fingerprint,

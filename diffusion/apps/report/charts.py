@@ -85,7 +85,7 @@ def for_page(text: str, name: str, description: str) -> str:
 
 
 def losses(rows: Sequence[Mapping[str, str]]) -> list[Chart]:
-    """Training and validation loss; the loss by noise level, or an autoencoder's PSNR; and what eval/* columns hold."""
+    """Training and validation loss; the loss or the accuracy by noise level; PSNR, accuracy and eval/* columns."""
     charts = []
     training, validation = curve(rows, "train/loss"), curve(rows, "val/loss")
     if training[0] or validation[0]:
@@ -99,14 +99,18 @@ def losses(rows: Sequence[Mapping[str, str]]) -> list[Chart]:
                 logarithmic(axes)
             finish(axes, "optimizer step")
         charts.append(drawn)
-    levels = sorted({name for row in rows for name in row if name.startswith("loss_by_noise/")}, key=by_noise)
-    if levels:
-        lines = {name.removeprefix("loss_by_noise/log_snr_").replace("_", " "): curve(rows, name) for name in levels}
-        charts.append(lines_chart("noise", "validation loss by log-SNR", lines, log=True))
-    for name in sorted({name for row in rows for name in row if name == "val/psnr" or name.startswith("eval/")}):
+    for what in ("loss", "accuracy"):
+        start = f"{what}_by_noise/log_snr_"
+        levels = sorted({name for row in rows for name in row if name.startswith(start)}, key=by_noise)
+        if levels:
+            lines = {name.removeprefix(start).replace("_", " "): curve(rows, name) for name in levels}
+            name = "noise" if what == "loss" else f"{what}-noise"
+            charts.append(lines_chart(name, f"validation {what} by log-SNR", lines, log=what == "loss"))
+    titles = {"val/psnr": "validation PSNR in dB", "val/accuracy": "validation accuracy"}
+    for name in sorted({name for row in rows for name in row if name in titles or name.startswith("eval/")}):
         points = curve(rows, name)
         if points[0]:
-            title = {"val/psnr": "validation PSNR in dB"}.get(name, name)
+            title = titles.get(name, name)
             charts.append(lines_chart(re.sub(r"\W", "-", name), title, {title: points}))
     return charts
 

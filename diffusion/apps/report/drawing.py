@@ -145,6 +145,8 @@ def caption(run: Run, n: int, seed: int, rows: int, factor: int) -> str:
     said = f"{n} samples{' of all classes' if rows > 1 else ''}, none of them chosen by eye: seed {seed}, "
     said += f"sampler {sampler}, {run.config.grid.steps} steps, "
     said += f"guidance {guidance.scale:g}." if guidance else "no guidance."
+    if run.ema is not None:
+        said += f" Their weights are averaged over a length of {run.ema:g} of the training."
     if len(run.spec.shape) == 4:
         said += " Of each volume the middle slice is shown."
     if factor > 1:

@@ -10,7 +10,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion.apps.report.results import NONE
 from diffusion.callbacks.budget import Budget
-from diffusion.models import Autoencoder
 from diffusion.runs import Run
 
 PARTS = {
@@ -31,7 +30,7 @@ def recipe(run: Run, size: int | None, progress: str, data: dict[str, str]) -> l
     """The settings that matter most, (what, value); `size` is the number of the network's parameters,
     `progress` what `trained` says."""
     config = run.config
-    learnt_by = config.model.network if isinstance(run.model, Autoencoder) else config.network
+    learnt_by = config.network or config.model.network
     rows = [
         ("model", f"{name_of(config.model)}, {'in pixels' if config.data.codec_fingerprint is None else 'in latents'}")
         if config.network
