@@ -159,7 +159,8 @@ def draw(rows: list[dict[str, Any]], title: str, path: Path) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticks(EVALUATIONS, [str(e) for e in EVALUATIONS])
     axes.set_xlim(EVALUATIONS[0] / 1.1, EVALUATIONS[-1] * 1.1)
-    marks = [mark for mark in (1, 1.5, 2, 3, 5, 10, 20, 50, 100) if axes.get_ylim()[0] <= mark <= axes.get_ylim()[1]]
+    axes.set_ylim(1.2, 8)  # what lies above is no digit
+    marks = [mark for mark in (1, 1.5, 2, 3, 5, 8) if axes.get_ylim()[0] <= mark <= axes.get_ylim()[1]]
     axes.yaxis.set_minor_locator(NullLocator())
     axes.set_yticks(marks, [f"{mark:g}" for mark in marks])
     axes.set_xlabel("evaluations of the network for each image")
@@ -218,7 +219,7 @@ def main() -> None:
     result = {"machine": machine(), "guidance": options.guidance, "n": options.n, "rows": rows}
     path.write_text(json.dumps(result, indent=2) + "\n")
     guided = "with the recipe's guidance" if options.guidance == "recipe" else "without guidance"
-    draw(rows, f"digits_pixel, {options.n:,} images, {len(runs)} seeds, {guided}", options.figure)
+    draw(rows, f"digits_pixel, {options.n:,} images, {len(runs)} seed{'s' * (len(runs) > 1)}, {guided}", options.figure)
     if {FEW, MANY} <= set(options.evaluations) and "dpmpp_2m" in options.samplers:
         names = ("dpmpp_2m", "optimised dpmpp_2m")
         ratios = [mean_at(rows, name, FEW) / mean_at(rows, "dpmpp_2m", MANY) for name in names]

@@ -21,6 +21,8 @@ from diffusion.apps.cli import keys_of, suggest, suggest_key
 from diffusion.apps.config import CONF, check_type, choice_of, training_config
 from diffusion.errors import UserError
 
+log = logging.getLogger("diffusion")
+
 
 def main(arguments: Sequence[str]) -> None:
     """Run the task that the first argument names; the others are key=value."""
@@ -73,9 +75,12 @@ def tuned_grid(directory: Path, sampler: DictConfig, steps: int) -> Path:
 
 def tuned_levels(config: DictConfig) -> list[float]:
     """The log-SNRs of the run's grid for the config's sampler and grid.steps. Raises UserError if it has none."""
+    from diffusion.apps.drawn import choice
+
     path = tuned_grid(Path(config.run), config.sampler, config.grid.steps)
     try:
-        return json.loads(path.read_text())["levels"]
+        kept = json.loads(path.read_text())
+        levels = kept["levels"]
     except FileNotFoundError as error:
         name, there = path.stem.rpartition("_")[0], sorted(found.stem for found in path.parent.glob("*.json"))
         raise UserError(
@@ -84,6 +89,9 @@ def tuned_levels(config: DictConfig) -> list[float]:
         ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged: tune it again with overwrite=true") from error
+    if kept.get("guidance") != choice(config.guidance):
+        log.warning("%s was tuned under another guidance: it may not be the best grid for this one", path)
+    return levels
 
 
 def divided(overrides: Sequence[str], config: DictConfig) -> tuple[list[str], list[str]]:

@@ -40,7 +40,7 @@ class PostHocEMA(pl.Callback):
     Source: Karras et al. 2024, section 3.1 and algorithm 2. Raises UserError for a number of snapshots below 1.
     """
 
-    def __init__(self, folder: Path, snapshots: int = 12):
+    def __init__(self, folder: Path, snapshots: int = 16):
         if snapshots < 1:
             raise UserError(f"callbacks.post_hoc_ema.snapshots={snapshots}: give a whole number; 0 keeps none")
         self.folder, self.snapshots = folder, snapshots
@@ -114,7 +114,7 @@ def reconstructed(checkpoint: Mapping[str, Any], folder: Path, length: float, at
     if "profiles" not in checkpoint:
         raise UserError(
             f"ema={length}: this run has kept no averages that it could be made of; train with "
-            "callbacks.post_hoc_ema.snapshots=12, or leave ema= out"
+            "callbacks.post_hoc_ema.snapshots=16, or leave ema= out"
         )
     last = checkpoint["global_step"]
     if last == 0:

@@ -22,6 +22,8 @@ def save_grids(title: str, grids: Mapping[str, Sequence[float]], errors: Mapping
         if name in errors:
             right.barh(row, errors[name], height=0.5, color=color)
             right.annotate(f" {errors[name]:.3g}", (errors[name], row), va="center", fontsize=8)
+        else:
+            right.annotate(" for comparison", (0, row), va="center", fontsize=8, color="gray")
     left.set_yticks(range(len(grids)), list(grids), fontsize=9)
     left.set_ylim(len(grids) - 0.5, -0.5)
     left.set_xlabel("log-SNR (the last step goes on to the data)", fontsize=8)
@@ -31,7 +33,7 @@ def save_grids(title: str, grids: Mapping[str, Sequence[float]], errors: Mapping
     top.set_xticks([-2 * k * math.log(10) for k in marks], [f"{10.0**k:g}" for k in marks])
     top.set_xlabel("sigma / alpha", fontsize=8)
     top.tick_params(labelsize=8)
-    right.set_xlabel("distance", fontsize=8)
+    right.set_xlabel("RMS distance of images from the reference's", fontsize=8)
     right.margins(x=0.3)
     for axes in (left, right):
         axes.tick_params(labelsize=8)

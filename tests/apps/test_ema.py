@@ -133,4 +133,4 @@ def test_a_run_without_snapshots(tmp_path, capfd):
     assert not (run / "checkpoints" / "ema").exists() and "profiles" not in weights(run)
     for words in (["ema=0.1"], ["guidance=autoguidance"]):
         said = refusal(capfd, diffusion, "sample", f"run={run}", *words)
-        assert "kept no averages" in said and "callbacks.post_hoc_ema.snapshots=12" in said
+        assert "kept no averages" in said and "callbacks.post_hoc_ema.snapshots=16" in said

@@ -32,7 +32,7 @@ NAMES = [
     ("scheduler=cosin", "did you mean cosine?"),
     ("logger=wandb_ofline", "did you mean wandb_offline"),
     ("dataset=bloodmist", "did you mean bloodmnist"),
-    ("sampler=euler", "sampler=euler: there is no such choice", "heun"),
+    ("sampler=plms", "sampler=plms: there is no such choice", "heun"),
     ("network.chanels=8", "network.chanels: there is no such key; did you mean network.channels or"),
     ("trainer.max_step=3", "did you mean trainer.max_steps"),
     ("seeed=1", "seeed: there is no such key; did you mean seed?"),

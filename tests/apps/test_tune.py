@@ -17,7 +17,7 @@ def run(tmp_path_factory) -> Path:
     return run_training(tmp_path_factory.mktemp("run"), "trainer.max_steps=2")
 
 
-def test_a_tuned_grid_is_used(run, capfd, tmp_path):
+def test_a_tuned_grid_is_used(run, capfd, caplog, tmp_path):
     said = refusal(capfd, diffusion, "sample", f"run={run}", "grid=optimised", "grid.steps=3")
     assert f"tune run={run} sampler=dpmpp_2m steps=3" in said and "none yet" in said
 
@@ -36,6 +36,10 @@ def test_a_tuned_grid_is_used(run, capfd, tmp_path):
     diffusion("sample", f"run={run}", f"out={tmp_path / 'a'}", "n=4", "grid=optimised", "grid.steps=3")
     metrics = json.loads((tmp_path / "a" / "metrics.json").read_text())
     assert metrics["steps"] == 3 and metrics["evaluations_per_image"] >= 3
+    assert "another guidance" not in caplog.text
+    words_of = [f"run={run}", f"out={tmp_path / 'b'}", "n=4", "grid=optimised", "grid.steps=3", "guidance=none"]
+    diffusion("sample", *words_of)
+    assert "another guidance" in caplog.text
 
     assert "overwrite=true" in refusal(capfd, diffusion, "tune", *words)
     assert "dpmpp_2m_3" in refusal(capfd, diffusion, "sample", f"run={run}", "grid=optimised", "sampler=heun")
