@@ -8,7 +8,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
@@ -51,7 +50,7 @@ class Classifier(Model):
 
     def scheduler(self) -> NoiseScheduler:
         """The noise scheduler. Raises UserError for one that learns: a classifier has nothing to teach it."""
-        scheduler = instantiate(self.config.scheduler)
+        scheduler = factory(self.config.scheduler)()
         if scheduler.learns:
             raise UserError(
                 "this scheduler learns with a diffusion model: a classifier needs one that is fixed, and can guide "

@@ -128,7 +128,7 @@ class Diffusion(Model):
             **given,
         )
         return NetworkDenoiser(
-            scheduler=instantiate(config.scheduler),
+            scheduler=factory(config.scheduler)(),
             parameterization=factory(config.parameterization)(sd=config.data.std),
             network=network,
             covariance=covariance,
