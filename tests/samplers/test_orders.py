@@ -123,6 +123,7 @@ def test_half_of_the_second_derivative_is_of_second_order():
     assert halved[-1] > 5 * exact[-1]
 
 
+@pytest.mark.slow
 @every_scheduler
 @every_sampler
 @pytest.mark.parametrize("grid", [Karras(60), LogSNR(60), Uniform(60)], ids=["Karras", "LogSNR", "Uniform"])
@@ -252,6 +253,7 @@ def test_unipc_refuses_an_order(order):
         unipc(GaussianDenoiser(EDM()), normal(), times(1, 0), order=order)
 
 
+@pytest.mark.slow
 @every_scheduler
 @torch.no_grad()
 def test_inversion_comes_back_with_order_one(scheduler: NoiseScheduler):

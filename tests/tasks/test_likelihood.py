@@ -84,6 +84,7 @@ def test_flow_is_exact(scheduler: NoiseScheduler, data: dict):
     assert evaluations < 500
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data", [GAUSSIAN, MIXTURE], ids=["Gaussian", "mixture"])
 @pytest.mark.parametrize("scheduler", [EDM(), Linear(), Flow()], ids=["EDM", "Linear", "Flow"])
 def test_bound_is_tight_in_many_steps(scheduler: NoiseScheduler, data: dict):
