@@ -31,6 +31,10 @@ class Prediction(NamedTuple):
     mean: Tensor
     fraction: Tensor | None = None
 
+    def variance(self, asked: float | None) -> float | Tensor:
+        """The fraction to use: the one that is asked for, else the learned one, else 0."""
+        return asked if asked is not None else 0.0 if self.fraction is None else self.fraction
+
 
 class Denoiser(nn.Module, ABC):
     """Trained networks, analytic toys and guidance wrappers alike."""
@@ -90,7 +94,12 @@ class NetworkDenoiser(Denoiser):
     def predict(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Prediction:
         _, _, c = self.coefficients(t)
         answer, fraction = self.raw(x_t, c, cond)
-        return Prediction(scale(c.skip, x_t) * x_t + scale(c.out, x_t) * answer, fraction)
+        return Prediction(estimate(x_t, c, answer), fraction)
+
+
+def estimate(x_t: Tensor, c: Coefficients, answer: Tensor) -> Tensor:
+    """D = skip x_t + out F, (B, C, *S), of what the network answers."""
+    return scale(c.skip, x_t) * x_t + scale(c.out, x_t) * answer
 
 
 def scale(c: Tensor, like: Tensor) -> Tensor:

@@ -15,11 +15,12 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from diffusion.apps.output import best_device, output_folder, progress
+from diffusion.apps.output import best_device, output_folder, progress, write_cases
+from diffusion.apps.subject import data_of
 from diffusion.denoiser import Denoiser
 from diffusion.errors import UserError
 from diffusion.random import generator, normal_block
-from diffusion.runs import Run, datamodule_of
+from diffusion.runs import Run
 from diffusion.tasks.likelihood import BoundTerms, flow_bits, variational_bound
 from diffusion.tasks.likelihood_figure import save_likelihood
 from diffusion.tasks.reconstruct import evenly_spaced
@@ -49,14 +50,7 @@ def main(config: DictConfig) -> None:
     beyond = denoiser.scheduler.log_snr(grid[:-1])
     if (beyond[beyond.isfinite()].abs() > FURTHEST).any():
         raise UserError(f"the grid reaches a log-SNR beyond +-{FURTHEST:g}, where no bit is left to count: shorten it")
-    datamodule = datamodule_of(run.config)
-    if (datamodule.spec.shape, datamodule.spec.classes) != (run.spec.shape, run.spec.classes):
-        raise UserError(
-            f"{datamodule.source} has images of shape {datamodule.spec.shape} and {datamodule.spec.classes} classes, "
-            f"but the run makes {run.spec.shape} and {run.spec.classes}: choose the data it is of"
-        )
-    if datamodule.fingerprint() != run.config.data.fingerprint:
-        log.warning("%s is not what the run was trained on: the figures are of other images", datamodule.source)
+    datamodule = data_of(run, run.config, "the figures are of other images")
     out = output_folder(str(config.out or run.directory / "likelihood"), config.overwrite)
     split = datamodule.split(config.split)
     chosen = evenly_spaced(len(split), config.n or len(split))
@@ -172,16 +166,6 @@ def summary(values: Tensor) -> dict[str, float | None]:
 def variance_of(asked: float | None, denoiser: Denoiser) -> float | str:
     """What the reverse steps have for their variance."""
     return asked if asked is not None else "learned" if denoiser.covariance else 0.0
-
-
-def write_cases(path: Path, index: Tensor, labels: Tensor | None, found: dict[str, Tensor]) -> None:
-    """One row for each image: its place in the split, its label, its bits per dimension."""
-    with path.open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(["index", "label", *found])
-        for i, place in enumerate(index.tolist()):
-            label = "" if labels is None else " ".join(map(str, labels[i].flatten().tolist()))
-            rows.writerow([place, label, *(f"{float(values[i]):.6g}" for values in found.values())])
 
 
 def write_curve(path: Path, times: Tensor, log_snr: Tensor, bits: Tensor) -> None:

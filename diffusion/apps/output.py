@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
 
 from diffusion.errors import UserError
 from diffusion.metrics.bootstrap import Interval
@@ -39,6 +41,16 @@ def best_device(name: str) -> torch.device:
     if not there.get(name.split(":")[0], False):
         raise UserError(f"device={name} is not here; there are: {', '.join(d for d in there if there[d])}")
     return torch.device(name)
+
+
+def write_cases(path: Path, index: Tensor, labels: Tensor | None, found: dict[str, Tensor]) -> None:
+    """One row for each image: its place in the split, its label, its figures."""
+    with path.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["index", "label", *found])
+        for i, place in enumerate(index.tolist()):
+            label = "" if labels is None else " ".join(map(str, labels[i].flatten().tolist()))
+            rows.writerow([place, label, *(f"{float(values[i]):.6g}" for values in found.values())])
 
 
 def progress() -> Progress:

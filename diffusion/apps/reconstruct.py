@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 import math
@@ -15,7 +14,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor
 
-from diffusion.apps.output import best_device, output_folder, progress
+from diffusion.apps.output import best_device, output_folder, progress, write_cases
 from diffusion.codecs import Codec
 from diffusion.errors import UserError
 from diffusion.extractors import domain_classifier, embeddings, predictions
@@ -159,16 +158,6 @@ def shown_of(members: dict[str, Tensor], mse: Tensor, shown: int) -> dict[str, T
         index = which.nonzero().flatten()
         groups[name] = index[evenly_spaced(len(index), shown)]
     return groups | {"those that came back worst": mse.argsort(descending=True)[:shown]}
-
-
-def write_cases(path: Path, index: Tensor, labels: Tensor | None, cases: dict[str, Tensor]) -> None:
-    """One row for each image: its place in the test split, its label, its figures."""
-    with path.open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(["index", "label", *cases])
-        for i, place in enumerate(index.tolist()):
-            label = "" if labels is None else " ".join(map(str, labels[i].flatten().tolist()))
-            rows.writerow([place, label, *(f"{float(values[i]):.6g}" for values in cases.values())])
 
 
 def report(metrics: dict[str, Any], cases: dict[str, Tensor]) -> None:

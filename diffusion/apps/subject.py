@@ -98,22 +98,29 @@ def subject_of(config: DictConfig, task: str) -> Subject:
     if run:
         # What is wrong with the run is said before anything is computed.
         run.check()
-    datamodule = datamodule_of(config)
-    if run and (datamodule.spec.shape, datamodule.spec.classes) != (run.spec.shape, run.spec.classes):
-        raise UserError(
-            f"{datamodule.source} has images of shape {datamodule.spec.shape} and {datamodule.spec.classes} classes, "
-            f"but the run makes {run.spec.shape} and {run.spec.classes}: choose the data it is of"
-        )
-    if run and datamodule.fingerprint() != run.config.data.fingerprint:
-        log.warning(
-            "%s is not what the run was trained on: the samples are held against other images", datamodule.source
-        )
+    datamodule = data_of(run, config, "the samples are held against other images") if run else datamodule_of(config)
     given = _read(file, datamodule) if file else None
     device = best_device(config.device)
     beside = run.directory if run else file.parent
     out = output_folder(str(config.out or beside / task), config.overwrite)
     runs = run.directory.resolve().parent.parent if run else Path("runs")
     return Subject(run, given, datamodule, out, Path(config.cache or runs / ".cache"), device)
+
+
+def data_of(run: Run, config: DictConfig, otherwise: str) -> pl.LightningDataModule:
+    """The config's data, which are of the run's shape and classes; warns, `otherwise`, if it learnt from others.
+
+    Raises UserError for data of another kind.
+    """
+    datamodule = datamodule_of(config)
+    if (datamodule.spec.shape, datamodule.spec.classes) != (run.spec.shape, run.spec.classes):
+        raise UserError(
+            f"{datamodule.source} has images of shape {datamodule.spec.shape} and {datamodule.spec.classes} classes, "
+            f"but the run makes {run.spec.shape} and {run.spec.classes}: choose the data it is of"
+        )
+    if datamodule.fingerprint() != run.config.data.fingerprint:
+        log.warning("%s is not what the run was trained on: %s", datamodule.source, otherwise)
+    return datamodule
 
 
 def samples_of(subject: Subject, config: DictConfig, n: int | None) -> Samples:

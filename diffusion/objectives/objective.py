@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from diffusion.denoiser import Cond, NetworkDenoiser, scale
+from diffusion.denoiser import Cond, NetworkDenoiser, estimate, scale
 from diffusion.objectives.bound import Bound
 from diffusion.objectives.times import TimeDensity, held
 from diffusion.objectives.weightings import Weighting
@@ -43,6 +43,6 @@ class Objective:
         error = (answer - target).square().flatten(1).mean(1)
         loss = scale(weight, error) * error
         if self.bound is not None:
-            mean = scale(c.skip, x_t) * x_t + scale(c.out, x_t) * answer.detach()
+            mean = estimate(x_t, c, answer.detach())
             loss = loss + self.bound(denoiser.scheduler, t, x0, mean, fraction)
         return loss

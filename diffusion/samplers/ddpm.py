@@ -32,10 +32,8 @@ def ddpm(
     if rng is None:
         raise ValueError("a stochastic sampler needs rng")
     for i, (t, s) in enumerate(pairwise(grid)):
-        mean, learned = denoiser.predict(x, t, cond)
-        if variance is not None or learned is None:
-            learned = variance or 0.0
-        x = ancestral(denoiser.scheduler, x, mean, t, s, rng, variance=learned)
+        found = denoiser.predict(x, t, cond)
+        x = ancestral(denoiser.scheduler, x, found.mean, t, s, rng, variance=found.variance(variance))
         if on_step is not None:
-            on_step(i, x, mean)
+            on_step(i, x, found.mean)
     return x

@@ -1,11 +1,11 @@
-"""What other software needs of a denoiser: a table of betas, one function of arrays, a network of a single class."""
+"""What other software needs of a denoiser: a table of betas, the name of its prediction, one function of arrays."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from diffusion.denoiser import NetworkDenoiser, scale
+from diffusion.denoiser import NetworkDenoiser, estimate
 from diffusion.errors import UserError
 
 
@@ -76,4 +76,4 @@ class Estimate(nn.Module):
     ) -> Tensor:
         c = self.denoiser.parameterization(alpha, sigma)
         answer, _ = self.denoiser.raw(x_t, c, None if label is None else {"label": label, "drop": drop})
-        return scale(c.skip, x_t) * x_t + scale(c.out, x_t) * answer
+        return estimate(x_t, c, answer)

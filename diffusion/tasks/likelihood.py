@@ -62,12 +62,12 @@ def variational_bound(
     prior = scale(alpha / sigma, x0) ** 2 * x0.square() / 2 / math.log(2)
     for i, t in enumerate(grid[:-1]):
         x_t = scale(scheduler.alpha(t), x0) * x0 + scale(scheduler.sigma(t), x0) * noise(i)
-        mean, learned = denoiser.predict(x_t, t, cond)
+        found = denoiser.predict(x_t, t, cond)
         if i == len(grid) - 2:
-            decoder = level_bits(x0, mean, (scheduler.sigma(t) / scheduler.alpha(t)).item())
+            decoder = level_bits(x0, found.mean, (scheduler.sigma(t) / scheduler.alpha(t)).item())
         else:
-            v = variance if variance is not None else 0.0 if learned is None else learned
-            terms.append(step_divergence(posterior(scheduler, t, grid[i + 1]), x0, mean, v))
+            step = posterior(scheduler, t, grid[i + 1])
+            terms.append(step_divergence(step, x0, found.mean, found.variance(variance)))
         if on_step is not None:
             on_step(i)
     steps = torch.stack(terms, 1) if terms else x0.new_zeros(len(x0), 0)

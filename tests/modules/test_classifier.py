@@ -8,7 +8,7 @@ from torchmetrics import Metric
 
 from datamodules.batch import DataSpec
 from diffusion.errors import UserError
-from diffusion.modules.diffusion import noise_bin_names
+from diffusion.modules.noisy import noise_bin_names
 from tests.training import built, composed
 
 WORDS = ["experiment=digits_classifier", "accelerator=cpu", "model.network.channels=8", "model.network.dropout=0"]

@@ -13,7 +13,7 @@ from datamodules.batch import DataSpec
 from diffusion.apps.config import CONF, choice_of
 from diffusion.augmentations import Geometry
 from diffusion.errors import UserError
-from diffusion.modules.diffusion import noise_bin_names
+from diffusion.modules.noisy import noise_bin_names
 from tests.training import built, losses, run_training, state
 
 

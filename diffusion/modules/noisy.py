@@ -1,0 +1,96 @@
+"""What the LightningModules share that learn from noisy images: their optimizer, their randomness, their curves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from itertools import pairwise
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from diffusion.augmentations import Augmentation
+from diffusion.modules.places import places
+from diffusion.random import normal_block, seed_of
+
+LOG_SNR_BINS = (-6.0, -2.0, 2.0, 6.0)
+
+
+class NoisyModule(pl.LightningModule):
+    """One optimizer for all of `trained`, whose step depends on (seed, optimizer step, place in the global batch).
+
+    Augmentation depends on the seed and the sample's place in the endless stream of training samples alone.
+    """
+
+    def __init__(
+        self,
+        optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer],
+        augmentation: Augmentation | None,
+        seed: int,
+    ):
+        super().__init__()
+        self.optimizer, self.augmentation, self.seed = optimizer, augmentation, seed
+
+    @property
+    def trained(self) -> nn.Module:
+        """All that learns, and is averaged."""
+        raise NotImplementedError
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return self.optimizer(self.trained.parameters())
+
+    def configure_gradient_clipping(
+        self, optimizer: torch.optim.Optimizer, gradient_clip_val: float | None = None, **_: object
+    ) -> None:
+        """Clip the norm here: under mixed precision Lightning refuses to do it beside a fused optimizer."""
+        if gradient_clip_val is not None:
+            torch.nn.utils.clip_grad_norm_(self.trained.parameters(), gradient_clip_val)
+
+    def begin_step(self, batch_idx: int, count: int) -> tuple[tuple, int, int]:
+        """The key of the step's random numbers, the place of the batch's first sample, and how many the step has."""
+        key = (self.seed, "train", self.global_step)
+        first, total = places(self, batch_idx, count)
+        # Dropout layers know only the global generator.
+        torch.manual_seed(seed_of(*key, "dropout", first))
+        return key, first, total
+
+    def augmented(self, images: Tensor, first: int, total: int) -> tuple[Tensor, Tensor]:
+        """The images (B, C, *S) as the augmentation changes them, and what it says of that."""
+        # The loader deals out its stream in whole batches: see datamodules/order.py.
+        place = self.global_step * total + first
+        draws = normal_block((self.seed, "augmentation"), place, len(images), (self.augmentation.draws,))
+        return self.augmentation(images, draws.to(images.device))
+
+    def validation_key(self, batch_idx: int) -> tuple:
+        """The key of a validation batch's random numbers: the same for all runs."""
+        return ("validation", batch_idx * self.trainer.world_size + self.global_rank)
+
+    def log_validation(self, name: str, values: Tensor) -> None:
+        """The mean of values (B,) over the validation split, as val/NAME."""
+        self.log(f"val/{name}", values.mean(), sync_dist=True, **self._logging(values))
+
+    def log_by_noise(self, prefix: str, metrics: nn.ModuleDict, values: Tensor, log_snr: Tensor) -> None:
+        """The mean of values (B,) in each bin of the log-SNR (B,), as PREFIX/BIN."""
+        bins = torch.bucketize(log_snr, torch.tensor(LOG_SNR_BINS, dtype=torch.float64))
+        for index, (name, metric) in enumerate(metrics.items()):
+            metric.update(values, (bins == index).to(values))
+            self.log(f"{prefix}/{name}", metric, **self._logging(values))
+
+    def _logging(self, values: Tensor) -> dict[str, object]:
+        return {"on_step": False, "on_epoch": True, "logger": False, "batch_size": len(values)}
+
+
+def metrics_by_noise() -> nn.ModuleDict:
+    """A mean for each noise-level bin.
+
+    Metrics, because a process may have no sample in a bin; a bin that is empty in all is NaN.
+    """
+    return nn.ModuleDict({name: MeanMetric(nan_strategy="ignore") for name in noise_bin_names()})
+
+
+def noise_bin_names() -> list[str]:
+    """Names of the noise-level bins, by their borders in log-SNR, from the most noise to the least."""
+    borders = [f"{border:g}" for border in LOG_SNR_BINS]
+    middle = [f"log_snr_{low}_to_{high}" for low, high in pairwise(borders)]
+    return [f"log_snr_below_{borders[0]}", *middle, f"log_snr_above_{borders[-1]}"]
