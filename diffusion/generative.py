@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from diffusion.codecs import Codec
-from diffusion.denoiser import Cond, Denoiser, Prediction
+from diffusion.denoiser import Cond, Denoiser, Prediction, scale
+from diffusion.errors import UserError
 from diffusion.grids import TimeGrid
 from diffusion.random import SampleNoise
 from diffusion.samplers import OnStep, Rng, Sampler
@@ -39,17 +40,65 @@ class GenerativeModel:
 
         Sample i depends on seeds[i] and its own condition alone. Dropout is off while sampling.
         """
+        rng = SampleNoise(seeds, self.to_device())
+        grid = self.grid(self.denoiser.scheduler)
+        x = rng(self.codec.latent_shape(shape)) * self.denoiser.scheduler.sigma(grid[0]).item()
+        return self.decode(self.solve(x, grid, cond, rng=rng, on_step=on_step))
+
+    @torch.no_grad()
+    def redraw(
+        self,
+        images: Tensor,
+        strength: float,
+        cond: Cond | None = None,
+        *,
+        seeds: Sequence[int],
+        on_step: OnStep | None = None,
+    ) -> Tensor:
+        """Other images (B, C, *S) that share with these what noise of this strength leaves; see `time_of`.
+
+        x_t = alpha x0 + sigma eps of the encoded images, from where the sampler goes on along the rest of its grid.
+        Image i depends on seeds[i], its own condition and itself alone. Source: Meng et al. 2022 (SDEdit).
+        """
+        rng = SampleNoise(seeds, self.to_device())
+        grid = self.below(time_of(self.denoiser.scheduler, strength))
+        x0 = self.encode(images)
+        x = noised(self.denoiser.scheduler, x0, rng(x0.shape[1:]), grid[0])
+        return self.decode(self.solve(x, grid, cond, rng=rng, on_step=on_step))
+
+    def below(self, t: Tensor) -> Tensor:
+        """The grid from the time t in (0, 1] on: t, then all its times below."""
+        grid = self.grid(self.denoiser.scheduler)
+        return torch.cat([t.reshape(1), grid[grid < t]])
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images (B, C, *S) -> the means of their latents, on the denoiser's device."""
+        with evaluating(self.codec):
+            return self.codec.encode(images.to(self.to_device()))
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents (B, L, *s) -> images (B, C, *S) in about [-1, 1]."""
+        with evaluating(self.codec):
+            return self.codec.decode(latents)
+
+    def solve(
+        self, x: Tensor, grid: Tensor, cond: Cond | None = None, *, rng: Rng | None = None, on_step: OnStep | None = None
+    ) -> Tensor:
+        """The sampler, along any grid, from latents x at time grid[0] to grid[-1]; dropout is off."""
+        device = self.to_device()
+        cond = {key: value.to(device) for key, value in cond.items()} if cond else None
+        with evaluating(self.denoiser):
+            return self.sampler(self.denoiser, x.to(device), grid, cond, rng=rng, on_step=on_step)
+
+    def to_device(self) -> torch.device:
+        """Bring all networks to the denoiser's device, and say which it is."""
         device = next((p.device for p in self.denoiser.parameters()), torch.device("cpu"))
         # A network that guides is no part of the module that trains, which alone the Trainer moves.
         # Moved in inference mode, as at the end of a validation, it could never be differentiated again.
         with torch.inference_mode(False):
             self.denoiser.to(device)
-        cond = {key: value.to(device) for key, value in cond.items()} if cond else None
-        rng = SampleNoise(seeds, device)
-        grid = self.grid(self.denoiser.scheduler)
-        x = rng(self.codec.latent_shape(shape)) * self.denoiser.scheduler.sigma(grid[0]).item()
-        with evaluating(self.denoiser), evaluating(self.codec):
-            return self.codec.decode(self.sampler(self.denoiser, x, grid, cond, rng=rng, on_step=on_step))
+            self.codec.to(device)
+        return device
 
     @torch.no_grad()
     def rehearse(self, rng: Rng | None = lambda shape: torch.zeros(1, *shape)) -> None:
@@ -59,6 +108,22 @@ class GenerativeModel:
         """
         grid = self.grid(self.denoiser.scheduler)
         self.sampler(_Silent(self.denoiser.scheduler), torch.zeros(1, 1), grid[:4], rng=rng)
+
+
+def time_of(scheduler: NoiseScheduler, strength: float) -> Tensor:
+    """The time, float64 (), at which noise is the share `strength` of an image: sigma / sqrt(alpha^2 + sigma^2).
+
+    It means the same under every scheduler; 1 is where the scheduler ends. Raises UserError outside (0, 1].
+    """
+    if not isinstance(strength, (int, float)) or not 0 < strength <= 1:
+        raise UserError(f"strength={strength}: give a number above 0 (the image itself), up to 1 (noise alone)")
+    share = torch.tensor(strength, dtype=torch.float64) ** 2
+    return scheduler.time(torch.log1p(-share) - share.log()).clamp(max=1.0)
+
+
+def noised(scheduler: NoiseScheduler, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    """x_t = alpha(t) x0 + sigma(t) noise."""
+    return scale(scheduler.alpha(t), x0) * x0 + scale(scheduler.sigma(t), x0) * noise
 
 
 class _Silent(Denoiser):
