@@ -29,6 +29,7 @@ class Affine(Transform):
     scale: float = 0.08
 
     told = True
+    moves = True
     draws = 5
     numbers = 4
     """Shift x, shift y, rotation, scale, each over its standard deviation."""

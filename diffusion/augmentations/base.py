@@ -10,9 +10,10 @@ image into another, equally likely one need not be told.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from diffusion.errors import UserError
@@ -33,12 +34,18 @@ class Augmentation(ABC):
     def __call__(self, images: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
         """images (B, C, *S) float32 in [-1, 1] and draws (B, draws) -> such images, and the told values (B, values)."""
 
+    @abstractmethod
+    def move(self, masks: Tensor, draws: Tensor) -> Tensor:
+        """masks (B, 1, *S) of class indices -> such masks, moved as a call with the same draws moves the images."""
+
 
 class Transform(Augmentation):
     """One kind of change; a subclass says how in `change`."""
 
     told: bool
     """Whether the network is told what was done."""
+    moves: bool
+    """Whether it changes where things are; else masks stay as they are."""
     numbers: int
     """Numbers by which what was done is described."""
 
@@ -56,6 +63,14 @@ class Transform(Augmentation):
             changed, done = self.change(images, draws)
         return changed, done[:, : self.values]
 
+    def move(self, masks: Tensor, draws: Tensor) -> Tensor:
+        """Each class is moved as an image of zeros and ones; a pixel is of the class that fills most of it."""
+        if not self.moves:
+            return masks
+        hot = F.one_hot(masks[:, 0].long()).movedim(-1, 1).float()
+        with torch.autocast(masks.device.type, enabled=False):
+            return self.change(hot, draws)[0].argmax(1, keepdim=True).to(masks)
+
 
 class Chain(Augmentation):
     """Several augmentations in turn; their names serve the config alone."""
@@ -71,10 +86,19 @@ class Chain(Augmentation):
 
     def __call__(self, images: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
         told = [draws[:, :0]]
-        for link, own in zip(self.links, draws.split([link.draws for link in self.links], 1), strict=True):
+        for link, own in self._each(draws):
             images, values = link(images, own)
             told.append(values)
         return images, torch.cat(told, 1)
+
+    def move(self, masks: Tensor, draws: Tensor) -> Tensor:
+        for link, own in self._each(draws):
+            masks = link.move(masks, own)
+        return masks
+
+    def _each(self, draws: Tensor) -> Iterator[tuple[Augmentation, Tensor]]:
+        """Each link with its own draws."""
+        return zip(self.links, draws.split([link.draws for link in self.links], 1), strict=True)
 
 
 def uniform(draws: Tensor) -> Tensor:

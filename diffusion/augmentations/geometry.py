@@ -61,6 +61,8 @@ class Geometry(Transform):
     elastic: float = 0.0
     elastic_points: int = 4
 
+    moves = True
+
     def __post_init__(self):
         names = ("scale", "rotation", "anisotropy", "shift", "elastic")
         check_keys(self.probability, **{name: getattr(self, name) for name in names})

@@ -29,6 +29,8 @@ class Intensity(Transform):
     contrast: float = 0.2
     brightness: float = 0.1
 
+    moves = False
+
     def __post_init__(self):
         check_keys(self.probability, gamma=self.gamma, contrast=self.contrast, brightness=self.brightness)
 

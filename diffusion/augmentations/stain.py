@@ -41,6 +41,7 @@ class Stain(Transform):
     strength: float = 0.2
     offset: float = 0.03
 
+    moves = False
     draws = 7
     numbers = 6
     """The factors of the three stains, then what they gain, each over its standard deviation."""
