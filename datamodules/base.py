@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from datamodules.arrays.examine import examine
+from datamodules.arrays.kept import kept_rows, without_classes
 from datamodules.arrays.order import EndlessBatches, epoch_order
 from datamodules.arrays.split import LEVELS, SPLITS, Split
 from datamodules.arrays.stored import blocks_of
@@ -52,6 +54,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
     batch_size: samples of an optimizer step, over all processes and accumulated batches
     validation_limit: validation looks at no more than this many samples, the same ones in every run
     workers: processes that prepare batches ahead; 0 prepares each in the training process when it is needed
+    only: the classes, by number or name, that are kept in all splits, without their labels: data of one kind, such as
+        normal images. Of rows of several labels those that hold no other; None: all classes, with their labels
     DataError: from whatever first needs the data, when they break a rule of `examine.examine`
     """
 
@@ -63,7 +67,14 @@ class ImageDataModule(pl.LightningDataModule, ABC):
     order: Callable[[int, int, int], Tensor] = staticmethod(epoch_order)
     """The permutation of (n, seed, epoch) that an epoch of the training samples visits."""
 
-    def __init__(self, seed: int = 0, batch_size: int = 64, validation_limit: int = 1024, workers: int = 0) -> None:
+    def __init__(
+        self,
+        seed: int = 0,
+        batch_size: int = 64,
+        validation_limit: int = 1024,
+        workers: int = 0,
+        only: Sequence[int | str] | int | str | None = None,
+    ) -> None:
         super().__init__()
         for name, value in {"batch_size": batch_size, "validation_limit": validation_limit}.items():
             if value < 1:
@@ -71,6 +82,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         if workers < 0:
             raise DataError(f"dataset.workers={workers}: give the number of processes that read ahead, or 0")
         self.seed, self.batch_size, self.validation_limit, self.workers = seed, batch_size, validation_limit, workers
+        self.only = [only] if isinstance(only, int | str) else None if only is None else list(only)
+        self._rows: dict[str, Tensor] = {}
         self._splits: dict[str, Split] = {}
         self._moved: dict[str, Split] = {}
         self._references: dict[str, Split] = {}
@@ -89,8 +102,12 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         """Load the data, the first time only."""
         if not self._splits:
             splits = self.load()
-            self._spec = examine(self.source, splits, self.class_names, self.ordinal, self.known_mask_classes)
-            self._splits = splits
+            spec = examine(self.source, splits, self.class_names, self.ordinal, self.known_mask_classes)
+            if self.only is not None:
+                self._rows = kept_rows(self.source, splits, spec, self.only)
+                splits = {name: replace(splits[name].only(rows), labels=None) for name, rows in self._rows.items()}
+                spec = without_classes(spec)
+            self._splits, self._spec = splits, spec
             log.info("%s: %s", self.source, ", ".join(f"{name} {len(splits[name])}" for name in SPLITS))
 
     @property
@@ -110,6 +127,10 @@ class ImageDataModule(pl.LightningDataModule, ABC):
     def names(self) -> dict[str, list[str]] | None:
         """The file that each sample of each split came from, or None where samples have no names."""
         return None
+
+    def kept(self, items: dict[str, list[str]]) -> dict[str, list[str]]:
+        """Of lists that have an item for each sample of a split, the items of the samples that `only` keeps."""
+        return {name: [items[name][row] for row in rows.tolist()] for name, rows in self._rows.items()} or items
 
     @property
     def files(self) -> list[tuple[str, str, str]] | None:
@@ -150,14 +171,19 @@ class ImageDataModule(pl.LightningDataModule, ABC):
 
         DataError: every training image is one and the same flat grey.
         """
-        variance = self.fact("variance", self._variance)
+        variance = self.fact(f"variance{self._which}", self._variance)
         if variance == 0:
             raise DataError(f"{self.source}, train: every pixel has the same value, so there is nothing to learn")
         return variance**0.5
 
     def fingerprint(self) -> str:
         """16 hexadecimal digits that change with any value, shape or order in any split."""
-        return self.fact("fingerprint", self._fingerprint)
+        return self.fact(f"fingerprint{self._which}", self._fingerprint)
+
+    @property
+    def _which(self) -> str:
+        """Of the whole data nothing, else what tells facts of its part from those of the whole."""
+        return "" if self.only is None else f"_only_{hashlib.sha256(repr(self.only).encode()).hexdigest()[:16]}"
 
     def fact(self, name: str, compute: Callable[[], Any]) -> Any:
         """What is computed from the whole data, once. A source that keeps its data on disk keeps this beside them."""

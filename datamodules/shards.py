@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from datamodules.arrays.order import epoch_order, windowed_order
@@ -67,13 +68,17 @@ class Shards(ImageDataModule):
         if len(shards) <= self.window:
             return epoch_order(n, seed, epoch)
         places = windowed_order([shard.samples for shard in shards], self.window, seed, epoch)
-        return self._files.places["train"].samples[places]
+        order = self._files.places["train"].samples[places]
+        if self.only is None:
+            return order
+        place = torch.full_like(order, -1).scatter_(0, self._rows["train"], torch.arange(n))[order]
+        return place[place >= 0]
 
     def std(self) -> float:
         self.setup()
-        return self._files.index.std
+        return self._files.index.std if self.only is None else super().std()
 
     def fingerprint(self) -> str:
         """That of the data which the shards were made of, sample by sample."""
         self.setup()
-        return self._files.index.fingerprint
+        return self._files.index.fingerprint if self.only is None else super().fingerprint()

@@ -191,7 +191,7 @@ class FilesDataModule(ImageDataModule):
     @property
     def names(self) -> dict[str, list[str]]:
         self.setup()
-        return self._prepared.names
+        return self.kept(self._prepared.names)
 
     @property
     def files(self) -> list[tuple[str, str, str]]:

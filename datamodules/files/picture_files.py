@@ -14,6 +14,7 @@ from datamodules.arrays.split import Split
 from datamodules.batch import DataError
 from datamodules.files.base import FilesDataModule
 from datamodules.formats.pictures import fitted, fitted_mask, picture_size, read_mask, read_picture
+from datamodules.progress import with_progress
 from datamodules.settings import is_numbers
 from datamodules.table import Item
 
@@ -75,6 +76,17 @@ class PictureFiles(FilesDataModule):
                 )
             mask = fitted_mask(torch.from_numpy(classes)[None], self.size, self.fit, len(self.mask_values))
         yield item.name, self.image(picture, item), mask
+
+    def pictures(self) -> tuple[list[str], Tensor]:
+        """All files by name, and what they become, whatever their splits and labels; nothing is kept.
+
+        DataError: one of them cannot be read.
+        """
+        names, images = [], []
+        for item in with_progress("reading pictures", self.items()):
+            names.append(item.name)
+            images += [image for _, image, _ in self.decode(item)]
+        return names, torch.stack(images)
 
     def size_in_file(self, item: Item) -> tuple[int, int] | None:
         return picture_size(item.path)

@@ -106,4 +106,6 @@ SOURCES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "sprites": sprites,
     "mnist": mnist,
     "shards": shards,
+    "folder on disk, one class": lambda folder: folder_on_disk(folder) | {"only": ["a"]},
+    "shards, one class": lambda folder: shards(folder) | {"only": [1]},
 }
