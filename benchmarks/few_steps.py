@@ -50,7 +50,7 @@ from diffusion.samplers import (  # noqa: E402
     midpoint,
     unipc,
 )
-from diffusion.tasks.sample import counted_evaluations, labels_of, sample  # noqa: E402
+from diffusion.tasks.sample import counted_evaluations, labels_of, of_label, sample  # noqa: E402
 from diffusion.tasks.tune import tune  # noqa: E402
 
 EVALUATIONS = (4, 6, 8, 10, 12, 16, 24, 35)
@@ -113,7 +113,7 @@ def curve(
         if chosen is None:
             continue
         with counted_evaluations(chosen.denoiser) as count:
-            images = sample(chosen, IMAGE, n, labels, seed=0, batch_size=500)
+            images = sample(chosen, IMAGE, n, of_label(labels), seed=0, batch_size=500)
         figures = judge.measure(images.numpy(), labels.numpy())
         rows.append({"at_most": most, "evaluations": count() / n, "steps": chosen.grid.steps, **figures})
     return rows

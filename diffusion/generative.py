@@ -13,19 +13,20 @@ from diffusion.codecs import Codec
 from diffusion.denoiser import Cond, Denoiser, Prediction, scale
 from diffusion.errors import UserError
 from diffusion.grids import TimeGrid
-from diffusion.random import SampleNoise
+from diffusion.random import Draw, SampleNoise, gaussian
 from diffusion.samplers import OnStep, Rng, Sampler
 from diffusion.schedulers import NoiseScheduler
 
 
 @dataclass(frozen=True)
 class GenerativeModel:
-    """A denoiser, the codec of its space, and a sampler with its grid."""
+    """A denoiser, the codec of its space, a sampler with its grid, and how the noise is drawn that it has learnt."""
 
     denoiser: Denoiser
     codec: Codec
     sampler: Sampler
     grid: TimeGrid
+    draw: Draw = gaussian
 
     @torch.no_grad()
     def sample(
@@ -40,7 +41,7 @@ class GenerativeModel:
 
         Sample i depends on seeds[i] and its own condition alone. Dropout is off while sampling.
         """
-        rng = SampleNoise(seeds, self.to_device())
+        rng = self.noise(seeds)
         grid = self.grid(self.denoiser.scheduler)
         x = rng(self.codec.latent_shape(shape)) * self.denoiser.scheduler.sigma(grid[0]).item()
         return self.decode(self.solve(x, grid, cond, rng=rng, on_step=on_step))
@@ -60,11 +61,15 @@ class GenerativeModel:
         x_t = alpha x0 + sigma eps of the encoded images, from where the sampler goes on along the rest of its grid.
         Image i depends on seeds[i], its own condition and itself alone. Source: Meng et al. 2022 (SDEdit).
         """
-        rng = SampleNoise(seeds, self.to_device())
+        rng = self.noise(seeds)
         grid = self.below(time_of(self.denoiser.scheduler, strength))
         x0 = self.encode(images)
         x = noised(self.denoiser.scheduler, x0, rng(x0.shape[1:]), grid[0])
         return self.decode(self.solve(x, grid, cond, rng=rng, on_step=on_step))
+
+    def noise(self, seeds: Sequence[int]) -> SampleNoise:
+        """The source of a batch's noise, on the denoiser's device."""
+        return SampleNoise(seeds, self.to_device(), self.draw)
 
     def below(self, t: Tensor) -> Tensor:
         """The grid from the time t in (0, 1] on: t, then all its times below."""
@@ -82,7 +87,13 @@ class GenerativeModel:
             return self.codec.decode(latents)
 
     def solve(
-        self, x: Tensor, grid: Tensor, cond: Cond | None = None, *, rng: Rng | None = None, on_step: OnStep | None = None
+        self,
+        x: Tensor,
+        grid: Tensor,
+        cond: Cond | None = None,
+        *,
+        rng: Rng | None = None,
+        on_step: OnStep | None = None,
     ) -> Tensor:
         """The sampler, along any grid, from latents x at time grid[0] to grid[-1]; dropout is off."""
         device = self.to_device()

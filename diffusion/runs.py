@@ -53,6 +53,8 @@ MAY_DIFFER = (
     "codec.path",
     "guidance.classifier.run",
     "network.pretrained",
+    "network.base",
+    "finetune.from",
     "wandb_id",
 )
 
@@ -190,6 +192,11 @@ class Run:
     def check(self) -> None:
         """Raises UserError where the run makes no images, or lacks a checkpoint, the average asked for, or a guide."""
         self.model.classes(self.spec)
+        if self.config.get("control"):
+            raise UserError(
+                f"{self.directory} makes images for a control, which only `sample` gives it: draw them, then use "
+                "samples=FILE.npz where a task takes it"
+            )
         if lacking := self.model.lacks(self.spec):
             raise UserError(lacking)
         self.position()

@@ -17,7 +17,9 @@ from tests.training import built, composed
 
 CONTRACT = """experiment model network scheduler parameterization objective sampler grid guidance codec dataset
 accelerator optimizer logger callbacks"""
-GROUPS = {*CONTRACT.split(), "augmentation", "perceptual", "discriminator", "extractor"}
+GROUPS = {*CONTRACT.split(), "augmentation", "control", "perceptual", "discriminator", "extractor", "operator"}
+OF_TASKS = {"operator"}
+"""Groups that a task has, and training has not."""
 CHOICES = {folder.name: sorted(path.stem for path in folder.glob("*.yaml")) for folder in CONF.iterdir()}
 
 # What the apps give to the target at a key path, or to a target by its name, beside the keys of the yaml.
@@ -41,6 +43,8 @@ GIVEN = {
     "logger": {"id", "resume", "save_dir"},
     "callbacks.learning_rate": {"budget"},
     "callbacks.reconstructions": {"folder"},
+    "control": {"spec"},
+    "callbacks.segmentations": {"folder"},
     "callbacks.post_hoc_ema": {"folder"},
     "callbacks.evaluation": {"generative", "datamodule", "extractor", "classes", "folder", "ema", "budget"},
     "callbacks.previews": {"generative", "shape", "classes", "folder", "ema"},
@@ -98,20 +102,21 @@ def test_the_contract_names_its_choices():
         "experiment": """tissue_pixel digits_pixel bloodmnist_pixel breastmnist_pixel bloodmnist_vae bloodmnist_vq
             bloodmnist_latent tissue_vae tissue_latent adrenal_vae adrenal_latent digits_vae digits_latent
             leukemia_pixel leukemia_vae leukemia_latent sprites_pixel mnist_pixel retinamnist_pixel
-            pneumoniamnist_pixel pathmnist_pixel adrenal_pixel""",
-        "model": "pixel_ddpm latent_ddpm autoencoder_kl autoencoder_vq noisy_classifier",
-        "network": "tiny small base unet_diffusers",
+            pneumoniamnist_pixel pathmnist_pixel adrenal_pixel mnist_denoiser wbc_segmenter""",
+        "model": "pixel_ddpm latent_ddpm autoencoder_kl autoencoder_vq noisy_classifier segmenter mask_ddpm",
+        "network": "tiny small base unet_diffusers controlnet cnn",
         "scheduler": "linear scaled_linear cosine sigmoid edm flow",
         "parameterization": "eps x0 v flow edm",
         "sampler": "ddpm ddim euler heun midpoint dpmpp_2m dpmpp_3m dpmpp_2m_sde unipc",
         "grid": "uniform quadratic karras log_snr optimised",
-        "dataset": """tissue digits bloodmnist breastmnist npz folder csv masks dicom nifti shards sprites
+        "dataset": """tissue lesions digits bloodmnist breastmnist npz folder csv masks dicom nifti shards sprites
             mnist""",
         "accelerator": "auto cpu gpu gpu_ddp mps",
         "logger": "csv wandb wandb_offline",
         "guidance": "none classifier_free classifier",
-        "codec": "identity autoencoder diffusers",
-        "task": "sample reconstruct evaluate audit utility report doctor shard export tune",
+        "codec": "identity autoencoder diffusers one_hot analog_bits",
+        "task": """sample reconstruct denoise evaluate audit utility report doctor shard export tune
+            inpaint translate restore segment anomaly augment""",
     }
     missing = {g: set(names.split()) - set(CHOICES[g]) for g, names in wanted.items()}
     assert not any(missing.values()), missing
@@ -188,7 +193,7 @@ def test_an_experiment_composes_with_every_kind_of_dataset(experiment):
     [e if e in QUICK else pytest.param(e, marks=pytest.mark.slow) for e in CHOICES["experiment"] if e in KINDS],
 )
 def test_every_choice_composes_with_every_recipe(experiment):
-    groups = GROUPS - {"experiment", "dataset"}
+    groups = GROUPS - OF_TASKS - {"experiment", "dataset"}
     for row in range(max(len(CHOICES[group]) for group in groups)):
         chosen = {group: CHOICES[group][row % len(CHOICES[group])] for group in groups}
         cfg = composed([f"experiment={experiment}", *(f"{group}={choice}" for group, choice in chosen.items())])
@@ -243,6 +248,8 @@ def test_a_scheduler_and_a_parameterization_fit_every_objective_or_are_refused(s
         objective: choose(small, scheduler=scheduler, parameterization=parameterization, objective=objective)
         for objective in CHOICES["objective"]
     }
+    for objective in ("one_level", "cross_entropy"):
+        configs[objective].objective.times.level = 0.2  # which the table below reaches
     if scheduler == "table":
         for cfg in configs.values():
             with pytest.raises(UserError, match=r"scheduler\.betas"):
@@ -258,6 +265,12 @@ def test_a_scheduler_and_a_parameterization_fit_every_objective_or_are_refused(s
             with pytest.raises(UserError, match="objective=elbo"):
                 built(cfg, RGB, std=0.5)
         configs = {"elbo": configs["elbo"]}
+    if "cross_entropy" in configs:  # it wants pixels between black and white
+        with pytest.raises(UserError, match=r"network\.bounded=true"):
+            built(configs["cross_entropy"], RGB, std=0.5)
+        bounded = choose(configs.pop("cross_entropy"), network="cnn")
+        bounded.network.bounded = True
+        configs |= {"cross_entropy": bounded} if parameterization == "x0" else {}
     x0, noise = torch.rand(2, 3, 28, 28) * 2 - 1, torch.randn(2, 3, 28, 28)
     for cfg in configs.values():
         _, module = built(cfg, RGB, std=0.5)
@@ -269,11 +282,14 @@ def test_a_scheduler_and_a_parameterization_fit_every_objective_or_are_refused(s
 
 @pytest.mark.parametrize("network", CHOICES["network"])
 def test_a_network_is_built_for_the_data(network):
-    node = choice_of("network", network)
+    node, control, given = choice_of("network", network), {}, {}
+    if "trunk" in node:
+        node.trunk = {**choice_of("network", "small"), "_partial_": True}
+        control, given = {"control": torch.empty(2, 1, 28, 28, device="meta")}, {"control": (1, 28, 28)}
     with torch.device("meta"):  # shapes without numbers: the base network would take seconds
-        unet = factory(node)(in_channels=3, out_channels=3, size=[28, 28], classes=4)
+        unet = factory(node)(in_channels=3, out_channels=3, size=[28, 28], classes=4, **given)
         x = torch.empty(2, 3, 28, 28)
-        answer = unet(x, torch.empty(2), {"label": torch.empty(2, dtype=torch.long)})
+        answer = unet(x, torch.empty(2), {"label": torch.empty(2, dtype=torch.long)} | control)
     assert answer.shape == x.shape and answer.is_meta
 
 

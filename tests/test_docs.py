@@ -12,7 +12,7 @@ from datamodules.medmnist import catalogue
 from diffusion.apps import tasks
 from diffusion.apps.config import CONF
 from tests.datamodules.pictures import class_folders
-from tests.training import AUTOENCODER, CLASSIFIER, composed, run_training
+from tests.training import AUTOENCODER, CLASSIFIER, SEGMENTER, SMALL, composed, run_training
 
 # What makes a task quick.
 QUICK = {
@@ -22,9 +22,18 @@ QUICK = {
     "utility": ["n=20", "steps=2", "seeds=1", "budgets=[2]"],
     "report": ["n=1"],
     "likelihood": ["grid.steps=5", "tolerance=0.1"],
+    "denoise": ["n=3", "samples=2", "tuned=2", "grid.steps=6"],
     "tune": ["n=4", "steps=2"],
+    "segment": ["samples=2", "shown=2"],
+    "anomaly": ["n=40", "draws=1", "extractor=random", "shown=2"],
+    "inpaint": ["samples=1", "grid.steps=2"],
+    "translate": ["classifier=false", "grid.steps=2"],
+    "restore": ["samples=1", "grid.steps=2"],
+    "augment": ["n=4", "real=false", "classifier=false", "grid.steps=2"],
     "doctor": ["network=tiny", "network.channels=8", "seconds=0.3"],
 }
+
+TISSUE = ["experiment=tissue_pixel", "dataset.stride=8"]
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -57,7 +66,9 @@ def runs(tmp_path_factory) -> dict[str, Path]:
         "vae": autoencoder,
         "latent": latent,
         "classifier": classifier,
+        "segmenter": run_training(folder, *steps, base=SEGMENTER),
         "diffusers": theirs,
+        "tissue": run_training(folder, *steps, *TISSUE, base=SMALL),
     }
 
 
@@ -76,6 +87,14 @@ def results(samples) -> Path:
     words = [f"samples={samples}", "dataset=digits", f"out={samples.parent / 'out'}", *QUICK["evaluate"]]
     tasks.main(["evaluate", *words])
     return samples.parent / "out"
+
+
+@pytest.fixture(scope="module")
+def variants(runs) -> Path:
+    """What augment has written of the pixel run."""
+    folder = runs["pixel"] / "variants"
+    tasks.main(["augment", f"run={runs['pixel']}", f"out={folder}", *QUICK["augment"], "device=cpu"])
+    return folder
 
 
 @pytest.fixture
@@ -129,22 +148,25 @@ def test_the_command_for_a_file_of_ones_own_trains(npz, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", commands("python -m diffusion"))
-def test_task_commands_run(command, runs, samples, results, npz, tmp_path):
+def test_task_commands_run(command, runs, samples, results, variants, npz, tmp_path):
     task, *words = shlex.split(command)[3:]
-    if "--help" in words or "codec=diffusers" in words:
-        return  # tests/apps/test_cli.py, and test_latent.py, which makes such an autoencoder, run these
+    if "--help" in words or "codec=diffusers" in words or "pipeline=SD_DIR" in words:
+        return  # tests/apps/test_cli.py, test_latent.py, which makes such an autoencoder, and test_augment.py run these
     kind = "latent" if "latent" in command or "codec.run" in command else "vae" if task == "reconstruct" else "pixel"
-    kind = "diffusers" if "to=diffusers" in command else kind
+    kind = "diffusers" if "to=diffusers" in command else "segmenter" if task == "segment" else kind
+    kind = "tissue" if "dataset=lesions" in command else kind
     words = [re.sub(r"^run=.*", f"run={runs[kind]}", word) for word in words]
     words = [re.sub(r"^codec.run=.*", f"codec.run={runs['vae']}", word) for word in words]
     words = [re.sub(r"^(guidance.classifier.run)=.*", rf"\1={runs['classifier']}", word) for word in words]
+    words = [re.sub(r"^variants=RUN_DIR.*", f"variants={variants}", word) for word in words]
     words = [re.sub(r"^n=.*", "n=4", word) for word in words]
+    words = [re.sub(r"^images=FILE.*", f"images={samples}", word) for word in words]
     elsewhere = of_npz(npz) if "dataset=npz" in words else samples
     words = [re.sub(r"^samples=.*", f"samples={elsewhere}", word) for word in words]
     if "dataset.path=DIR" in words:
         words.append(f"dataset.cache={tmp_path / 'cache'}")
     pictures = class_folders(tmp_path / "pictures", 30)
-    words = [word.replace("dataset.path=DIR", f"dataset.path={pictures}") for word in words]
+    words = [re.sub(r"^(dataset.path|images)=DIR", rf"\1={pictures}", word) for word in words]
     words = [re.sub(r"^dataset.path=FILE", f"dataset.path={npz}", word) for word in words]
     words = [re.sub(r"^max_copies=.*", "max_copies=1", word) for word in words]
     words = [word.replace("[A,B]", f"[{results},{results}]") for word in words]

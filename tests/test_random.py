@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion.random import BLOCK, SampleNoise, generator, normal_block, seed_of, stratified_uniform, uniform
+from diffusion.random import BLOCK, SampleNoise, generator, normal_block, seed_of, simplex, stratified_uniform, uniform
 
 KEY = (0, "train", 5)
 CUTS = [(0, 1), (0, BLOCK), (1, BLOCK), (BLOCK - 1, 2), (BLOCK, BLOCK), (3, 3 * BLOCK), (4 * BLOCK - 1, 1)]
@@ -126,3 +126,25 @@ def test_a_seed_is_its_number(seeds):
 def test_generator_is_seeded_by_the_key():
     draws = [torch.randn(3, generator=generator(*key)) for key in (KEY, KEY, (1,))]
     assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+
+
+@pytest.mark.parametrize(("side", "axes"), [(9, 2), (4, 3)])
+def test_simplex_noise_has_mean_0_and_variance_1_at_every_pixel(side, axes):
+    x = simplex(3000, (1, *[side] * axes), generator("simplex")).flatten(1)
+    assert x.mean(0).abs().max() < 5 / 3000**0.5
+    assert (x.var(0) - 1).abs().max() < 0.2 and abs(x.var(0).mean().item() - 1) < 0.05
+
+
+def test_simplex_noise_is_smoother_the_nearer_pixels_are():
+    """Half of the weight is in octaves of 16 pixels and more: neighbours are alike, far pixels are not."""
+    x = simplex(400, (2, 1, 64), generator("simplex"))
+    alike = [(x[..., :-d] * x[..., d:]).mean().item() for d in (1, 2, 4, 8, 48)]
+    assert 0.9 > alike[0] > alike[1] > alike[2] > alike[3] > 0.2 and abs(alike[4]) < 0.15
+    assert abs((x[:, 0] * x[:, 1]).mean()) < 0.1, "channels are drawn by themselves"
+
+
+def test_simplex_noise_hangs_on_the_seed_of_a_sample_alone():
+    whole = SampleNoise([3, 4, 5], draw=simplex)((2, 6, 5))
+    assert torch.equal(whole[1:2], SampleNoise([4], draw=simplex)((2, 6, 5))) and whole.shape == (3, 2, 6, 5)
+    block = normal_block(("key",), 0, 20, (1, 6, 5), draw=simplex)
+    assert torch.equal(normal_block(("key",), 5, 9, (1, 6, 5), draw=simplex), block[5:14])

@@ -30,6 +30,7 @@ SMALL = [
     "grid.steps=2",
 ]
 CLASSIFIER = ["experiment=digits_classifier", *SHORT, "model.network.channels=8"]
+SEGMENTER = ["experiment=wbc_segmenter", "dataset=tissue", *SHORT, "network=tiny", "network.channels=8"]
 AUTOENCODER = ["experiment=digits_vae", *SHORT, "model.network.channels=8", "callbacks.reconstructions.n=4"]
 
 

@@ -178,6 +178,8 @@ def membership_of(
     """
     if subject.run is None:
         return None, {"membership": "there is no model, only its samples"}
+    if subject.run.config.model.get("noise", "gaussian") != "gaussian":
+        return None, {"membership": "the model has learnt another noise than the Gaussian that it would be asked with"}
     run = subject.run.under(OmegaConf.create({"guidance": None}))
     generative = run.generative(subject.device)
     parts = (subject.datamodule.reference("train"), held_out)

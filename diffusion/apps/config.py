@@ -54,12 +54,14 @@ class Config:
     grid: Any = MISSING
     guidance: Any = None
     codec: Any = MISSING
+    control: Any = None
     perceptual: Any = None
     discriminator: Any = None
     extractor: Any = MISSING
     dataset: Any = MISSING
     accelerator: Any = MISSING
     optimizer: Any = MISSING
+    finetune: Any = MISSING
     logger: Any = None
     callbacks: Any = MISSING
 

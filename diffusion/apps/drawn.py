@@ -21,7 +21,7 @@ from diffusion.codecs import fingerprint_of
 from diffusion.files import replace_file
 from diffusion.generative import GenerativeModel
 from diffusion.runs import Run
-from diffusion.tasks.sample import sample
+from diffusion.tasks.sample import of_label, sample
 
 log = logging.getLogger("diffusion")
 
@@ -88,7 +88,7 @@ def _more(
         task = bar.add_task("sampling", total=n, completed=len(images))
         while len(images) < n:
             stop = min(n, len(images) + config.batch_size)
-            new = sample(generative, shape, stop, labels, config.seed, config.batch_size, first=len(images))
+            new = sample(generative, shape, stop, of_label(labels), config.seed, config.batch_size, first=len(images))
             images = torch.cat([images, new])
             bar.update(task, completed=len(images))
             if len(images) == n or time.monotonic() - since > KEPT_EVERY:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from pathlib import Path
 
 import torch
@@ -51,6 +52,18 @@ def write_cases(path: Path, index: Tensor, labels: Tensor | None, found: dict[st
         for i, place in enumerate(index.tolist()):
             label = "" if labels is None else " ".join(map(str, labels[i].flatten().tolist()))
             rows.writerow([place, label, *(f"{float(values[i]):.6g}" for values in found.values())])
+
+
+def mask_levels(classes: int) -> list[int]:
+    """The grey values of classes 0, 1, ... in pictures of masks, as far apart as can be: what dataset.values takes."""
+    return [255 * k // max(1, classes - 1) for k in range(classes)]
+
+
+def emptied(folder: Path) -> Path:
+    """The folder, made anew: what an earlier task has written there would pass for this one's."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
 
 
 def progress() -> Progress:

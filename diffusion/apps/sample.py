@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,23 +17,28 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from datamodules.batch import DataSpec
+from diffusion.apps.conditions import Asked, adherence, asked_for, judge_of, save_pairs
 from diffusion.apps.output import best_device, output_folder, progress
 from diffusion.errors import UserError
 from diffusion.runs import Run
-from diffusion.tasks.pictures import columns_of, save_animation, save_grid
+from diffusion.tasks.pictures import columns_of, save_animation, save_columns, save_grid
 from diffusion.tasks.sample import (
     Trajectory,
     check_positive,
     counted_evaluations,
     labels_of,
+    of_label,
     sample,
     to_uint8,
     to_uint16,
 )
+from diffusion.tasks.segment import Segmenter
 
 log = logging.getLogger("diffusion")
 
 GRID_LIMIT = 256
+STEERED = 12
+"""Cases in the picture of controls beside what was made."""
 ANIMATED = 64
 
 
@@ -44,7 +50,13 @@ def main(config: DictConfig) -> None:
     run = Run.open(config.run, checkpoint=config.checkpoint, ema=config.ema).under(config)
     device = best_device(config.device)
     generative = run.generative(device)
-    labels = labels_of(numbered(config.label, run.spec), config.n, run.model.classes(run.spec))
+    classes, asked = run.model.classes(run.spec), asked_for(run, config)
+    if asked and config.label is None and asked.labels is not None and classes is not None:
+        labels = asked.labels  # those of the images that the controls are of
+    else:
+        labels = labels_of(numbered(config.label, run.spec), config.n, classes)
+    cond = of_label(labels) | steering(run, asked, config)
+    judge = judge_of(config, asked, device) if asked else None
     out = output_folder(str(config.out or run.directory / "sample"), config.overwrite)
     trajectory = Trajectory(ANIMATED, generative.codec)
     start = time.perf_counter()
@@ -54,7 +66,7 @@ def main(config: DictConfig) -> None:
             generative,
             run.spec.shape,
             config.n,
-            labels,
+            cond,
             config.seed,
             config.batch_size,
             on_step=trajectory,
@@ -63,6 +75,7 @@ def main(config: DictConfig) -> None:
         )
     seconds = time.perf_counter() - start
     write_images(out, images, labels, trajectory)
+    steered = write_steered(out, asked, eight_bits(images), judge, config, device) if asked else {}
     metrics = {
         "n": config.n,
         "seed": config.seed,
@@ -73,6 +86,7 @@ def main(config: DictConfig) -> None:
         "steps": config.grid.steps,
         "guidance": config.guidance.scale if config.guidance else None,
         "ema": run.average,
+        **steered,
     }
     (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     write_cases(out / "cases.csv", config.seed, config.n, labels)
@@ -90,12 +104,46 @@ def write_images(out: Path, images: Tensor, labels: Tensor | None, trajectory: T
     """samples.npz, grid.png and trajectory.gif. images: uint8 or uint16 (n, C, *S)."""
     arrays = {"images": images.movedim(1, -1).numpy()} | ({} if labels is None else {"labels": labels.numpy()})
     np.savez_compressed(out / "samples.npz", **arrays)
-    shown = images[:GRID_LIMIT]
-    if shown.dtype is torch.uint16:
-        shown = shown.float().div(257).round().to(torch.uint8)
+    shown = eight_bits(images[:GRID_LIMIT])
     save_grid(shown, out / "grid.png", columns_of(len(shown), None if labels is None else len(labels.unique())))
     frames = trajectory.frames()
     save_animation(frames, out / "trajectory.gif", columns_of(len(frames[0]), None))
+
+
+def eight_bits(images: Tensor) -> Tensor:
+    return images.float().div(257).round().to(torch.uint8) if images.dtype is torch.uint16 else images
+
+
+def steering(run: Run, asked: Asked | None, config: DictConfig) -> dict[str, Tensor]:
+    """What a steered network is told; another is told nothing. Raises UserError for a control_scale of no use."""
+    if config.control_scale != 1 and "trunk" not in run.config.network:
+        raise UserError(
+            f"control_scale={config.control_scale}: only a ControlNet's control can be weighed; leave it out"
+        )
+    if asked is None:
+        return {}
+    if not isinstance(config.control_scale, (int, float)) or not math.isfinite(config.control_scale):
+        raise UserError(f"control_scale={config.control_scale}: give a number; 1 is as trained, 0 leaves it out")
+    return {"control": asked.controls, "scale": torch.full((config.n,), float(config.control_scale))}
+
+
+def write_steered(
+    out: Path, asked: Asked, images: Tensor, judge: Segmenter | None, config: DictConfig, device: torch.device
+) -> dict[str, Any]:
+    """steered.png, pairs/ where masks were asked for, and what metrics.json has of it."""
+    figures: dict[str, Any] = {"controls": asked.source, "control_scale": config.control_scale}
+    columns = {"asked for": asked.shown(), "made": images}
+    if judge is not None:
+        figures["adherence"], found = adherence(judge, images, asked, config, device)
+        columns["found in it"] = asked.as_picture(found)
+        for name in ("asked", "shuffled"):
+            log.info("Dice with the masks %s: %.3f", name, figures["adherence"][name]["mean_dice"]["value"])
+    if asked.images is not None:
+        columns["the real image"] = asked.images
+    save_columns({name: each[:STEERED] for name, each in columns.items()}, out / "steered.png")
+    if asked.control.source == "mask" and images.ndim == 4 and images.shape[1] in (1, 3):
+        save_pairs(out / "pairs", images, asked.masks, asked.control.values)
+    return figures
 
 
 def write_cases(path: Path, seed: int, n: int, labels: Tensor | None) -> None:

@@ -19,6 +19,7 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from diffusion import callbacks as cb
+from diffusion.apps.begin import based_on, module_of
 from diffusion.apps.config import CONF, check_types
 from diffusion.apps.run_directory import (
     LOG,
@@ -52,12 +53,13 @@ def train(cfg: DictConfig) -> None:
         budget = check(cfg)
         cfg = settled(cfg)
         with held_back() as said:
+            base = based_on(cfg)
             model = build_model(cfg)
             check_parts(cfg, model)
             data = datamodule_of(cfg)
             datamodule = model.data(data)
-            add_facts(cfg, model, datamodule)
-            module = model.module(datamodule)
+            add_facts(cfg, model, datamodule, base)
+            module = module_of(cfg, model, datamodule, base)
 
         directory = Path(cfg.runs_dir) / cfg.experiment / cfg.run_id
         # All that can refuse does so before the run is begun.
@@ -116,7 +118,7 @@ def check(cfg: DictConfig) -> cb.Budget:
         )
     if choices.model == "latent_ddpm" and choices.codec == "identity":
         raise UserError("model=latent_ddpm needs a codec: codec=autoencoder codec.run=RUN_DIR, or codec=diffusers")
-    if choices.model == "pixel_ddpm" and choices.codec != "identity":
+    if choices.model == "pixel_ddpm" and choices.codec in ("autoencoder", "diffusers"):
         raise UserError(f"codec={choices.codec} makes latents: use model=latent_ddpm")
     if choices.codec == "autoencoder" and choices.model == "latent_ddpm" and cfg.codec.run is None:
         raise UserError(
@@ -182,9 +184,11 @@ def settled(cfg: DictConfig) -> DictConfig:
     return OmegaConf.create({**OmegaConf.to_container(cfg, resolve=True), "data": None, "wandb_id": None})
 
 
-def add_facts(cfg: DictConfig, model: Model, datamodule: pl.LightningDataModule) -> None:
+def add_facts(cfg: DictConfig, model: Model, datamodule: pl.LightningDataModule, base: Run | None) -> None:
     """Fill in what the data and the model's other runs say."""
-    cfg.data = data_section(datamodule.spec, datamodule.std(), datamodule.fingerprint())
+    # The network's coefficients are part of what its weights mean.
+    std = base.config.data.std if base else model.std(datamodule)
+    cfg.data = data_section(datamodule.spec, std, datamodule.fingerprint())
     for key, value in model.facts(datamodule).items():
         OmegaConf.update(cfg, key, value)
 

@@ -16,19 +16,29 @@ from torch import Tensor
 
 from diffusion.apps.output import entry, progress
 from diffusion.apps.subject import Samples, Subject, samples_of, subject_of
+from diffusion.apps.variants import checked, described, variants_of
 from diffusion.errors import UserError
 from diffusion.metrics.classification import auroc_values
 from diffusion.metrics.paired import crossed_interval, paired_difference
 from diffusion.random import seed_of
 from diffusion.tasks.sample import check_positive
-from diffusion.tasks.utility import ARMS, Labelled, probabilities, steps_of, trained, within_budget
+from diffusion.tasks.utility import (
+    ARMS,
+    OF_VARIANTS,
+    Labelled,
+    Variants,
+    probabilities,
+    steps_of,
+    trained,
+    within_budget,
+)
 from diffusion.tasks.utility_figure import save_figure
 
 log = logging.getLogger("diffusion")
 
 BUDGETS = (10, 50, "all")
 MOST_SAMPLES = 2000
-WITH_SYNTHETIC = ("synthetic", "both", "synthetic_then_real")
+WITH_SYNTHETIC = ("synthetic", "both", "synthetic_then_real", *OF_VARIANTS)
 
 Given = dict[str, dict[str, Tensor]]
 """By budget and arm, the probabilities (S, N, K) that the classifiers of all seeds give the test images."""
@@ -40,9 +50,11 @@ def main(config: DictConfig) -> None:
         raise UserError(f"steps={config.steps}: give a whole number, or leave it out")
     check_positive(seeds=config.seeds, steps=1 if config.steps is None else config.steps)
     budgets = budgets_of(config.budgets)
+    folder = checked(config)
     start = time.perf_counter()
     subject = subject_of(config, "utility")
     check_classes(subject)
+    variants = None if folder is None else variants_of(folder, subject.datamodule, config.probability)
     spec, train, test = subject.spec, *(subject.datamodule.reference(name) for name in ("train", "test"))
     samples = samples_of(subject, config, config.n or (None if subject.given else min(len(train), MOST_SAMPLES)))
     check_samples(samples, subject)
@@ -54,8 +66,10 @@ def main(config: DictConfig) -> None:
     log.info("%d synthetic images; %s", len(samples), note)
 
     steps = config.steps or steps_of(spec.shape)
-    given = classified(subject, samples, budgets, config.seeds, steps, config.seed)
+    given = classified(subject, samples, budgets, config.seeds, steps, config.seed, variants)
     left_out, names = {}, spec.names
+    if variants is not None and (bare := int((variants.first.diff() == 0).sum())):
+        left_out["variants"] = f"{bare} of {len(train)} training images have none, and are never replaced"
     absent = [
         name for name, count in zip(names, samples.labels.bincount(minlength=len(names)), strict=True) if not count
     ]
@@ -75,8 +89,9 @@ def main(config: DictConfig) -> None:
         "n": len(samples),
         "seeds": config.seeds,
         "steps": steps,
-        "arms": list(ARMS),
+        "arms": list(next(iter(given.values()))),
         "note": note,
+        **({} if variants is None else {"variants": described(folder, variants)}),
         "budgets": {},
         "left_out": left_out | not_scored(test.labels, names),
         "receipt": subject.receipt(
@@ -139,13 +154,24 @@ def check_samples(samples: Samples, subject: Subject) -> None:
 
 
 def classified(
-    subject: Subject, samples: Samples, budgets: Sequence[int | str], seeds: int, steps: int, seed: int
+    subject: Subject,
+    samples: Samples,
+    budgets: Sequence[int | str],
+    seeds: int,
+    steps: int,
+    seed: int,
+    variants: Variants | None = None,
 ) -> Given:
-    """Train all classifiers, and ask them about the test split. Those of no real image serve all budgets."""
+    """Train all classifiers, and ask them about the test split. Those of no real image serve all budgets.
+
+    Of the variants a budget has those of its own real images alone.
+    """
     train, test, device = subject.datamodule.reference("train"), subject.datamodule.reference("test"), subject.device
     real = Labelled(train.images.to(device), train.labels.to(device))
     synthetic = Labelled(samples.images.to(device), samples.labels.to(device))
-    plan = [(budgets[0], "synthetic"), *((budget, arm) for budget in budgets for arm in ARMS if arm != "synthetic")]
+    arms = ARMS if variants is None else (*ARMS, *OF_VARIANTS)
+    variants = None if variants is None else variants._replace(images=variants.images.to(device))
+    plan = [(budgets[0], "synthetic"), *((budget, arm) for budget in budgets for arm in arms if arm != "synthetic")]
     given: Given = {str(budget): {} for budget in budgets}
     with progress() as bar:
         task, done = bar.add_task("training classifiers", total=len(plan) * seeds), 0
@@ -153,7 +179,10 @@ def classified(
             answers = []
             for repeat in range(seeds):
                 own = seed_of(seed, repeat)
-                chosen = real if budget == "all" else real.take(within_budget(train.labels, budget, own))
+                chosen, theirs = real, variants
+                if budget != "all":
+                    places = within_budget(train.labels, budget, own)
+                    chosen, theirs = real.take(places), None if variants is None else variants.take(places)
                 classifier = trained(
                     arm,
                     chosen,
@@ -162,13 +191,14 @@ def classified(
                     steps,
                     own,
                     lambda step, before=done: bar.update(task, completed=before + step / steps),
+                    theirs,
                 )
                 answers.append(probabilities(classifier, test.images))
                 done += 1
                 bar.update(task, completed=done)
             for name in given if arm == "synthetic" else [str(budget)]:
                 given[name][arm] = torch.stack(answers)
-    return {budget: {arm: answers[arm] for arm in ARMS} for budget, answers in given.items()}
+    return {budget: {arm: answers[arm] for arm in arms} for budget, answers in given.items()}
 
 
 def scores(arms: Mapping[str, Tensor], labels: Tensor, names: Sequence[str]) -> dict[str, Any]:
@@ -195,8 +225,9 @@ def scores(arms: Mapping[str, Tensor], labels: Tensor, names: Sequence[str]) -> 
         for key, each in values[arm].items():
             found, p = paired_difference(each, values["real"][key], bounds=(-1.0, 1.0))
             differences[arm][key] = entry(found, each.shape[1]) | {"p": p}
-    best = max(WITH_SYNTHETIC, key=lambda arm: figures[arm]["accuracy"]["value"])
-    return {"arms": figures, "differences": differences, "best": best}
+    tried = [arm for arm in WITH_SYNTHETIC if arm in figures]
+    best = max(tried, key=lambda arm: figures[arm]["accuracy"]["value"])
+    return {"arms": figures, "differences": differences, "best": best, "tried": len(tried)}
 
 
 def right_of(given: Tensor, labels: Tensor) -> Tensor:
@@ -232,7 +263,7 @@ def verdict(budget: str, found: Mapping[str, Any]) -> str:
     best = found["best"]
     change, accuracy = found["differences"][best]["accuracy"], found["arms"][best]["accuracy"]["value"]
     # Bonferroni: the best of so many arms was chosen by the same figures.
-    p = min(1.0, len(WITH_SYNTHETIC) * change["p"])
+    p = min(1.0, found["tried"] * change["p"])
     said = "makes no sure difference" if p >= 0.05 else "helps" if change["value"] > 0 else "hurts"
     return (
         f"{labels_a_class(budget)}: synthetic data {said}: {best} {accuracy:.3f}, real "

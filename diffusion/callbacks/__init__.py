@@ -13,6 +13,7 @@ from diffusion.callbacks.post_hoc_ema import PostHocEMA
 from diffusion.callbacks.previews import Previews
 from diffusion.callbacks.progress import ProgressBar
 from diffusion.callbacks.reconstructions import Reconstructions
+from diffusion.callbacks.segmentations import Segmentations
 from diffusion.callbacks.signals import StopSignals
 
 __all__ = [
@@ -30,5 +31,6 @@ __all__ = [
     "Previews",
     "ProgressBar",
     "Reconstructions",
+    "Segmentations",
     "StopSignals",
 ]

@@ -17,7 +17,7 @@ from diffusion.generative import GenerativeModel
 from diffusion.metrics.comparison import compared
 from diffusion.metrics.copies import CopyDetector
 from diffusion.tasks.held_out import HeldOut
-from diffusion.tasks.sample import check_positive, labels_of, sample
+from diffusion.tasks.sample import check_positive, labels_of, of_label, sample
 
 log = logging.getLogger("diffusion")
 
@@ -103,7 +103,9 @@ class Evaluation(pl.Callback):
     def _figures(self, pl_module: pl.LightningModule) -> dict[str, float]:
         labels = labels_of(None, self.n, self.classes)
         with self.ema.applied(pl_module.trained):
-            images = sample(self.generative, self.shape, self.n, labels, self.seed, batch_size=min(self.n, 256))
+            images = sample(
+                self.generative, self.shape, self.n, of_label(labels), self.seed, batch_size=min(self.n, 256)
+            )
         self.extractor.to(pl_module.device)
         features = extract(self.extractor, images).values
         found, _ = compared(features, self.real)

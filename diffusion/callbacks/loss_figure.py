@@ -8,6 +8,8 @@ import pytorch_lightning as pl
 
 from diffusion.callbacks.metrics_csv import read_rows
 
+TITLES = {"val/psnr": "validation PSNR in dB", "val/dice": "validation Dice, mean of the classes but 0"}
+
 
 class LossFigure(pl.Callback):
     """Draws the curves anew after each validation; the last one comes at the end of the run."""
@@ -23,7 +25,7 @@ class LossFigure(pl.Callback):
 def draw_losses(metrics: Path, figure: Path) -> None:
     """A PNG of training and validation loss over steps, and what else the module logs.
 
-    The loss by noise level, a classifier's accuracy by noise level, or an autoencoder's PSNR.
+    The loss by noise level, a classifier's accuracy by noise level, an autoencoder's PSNR, or a segmenter's Dice.
     """
     from matplotlib.figure import Figure
 
@@ -40,9 +42,10 @@ def draw_losses(metrics: Path, figure: Path) -> None:
     total.set_title("loss")
     total.legend()
     total.set_yscale("log")
-    if any(row.get("val/psnr") for row in rows):
-        right.plot(*curve("val/psnr"), marker="o", markersize=3)
-        right.set_title("validation PSNR in dB (averaged weights)")
+    figure_of_merit = next((name for name in TITLES if any(row.get(name) for row in rows)), None)
+    if figure_of_merit:
+        right.plot(*curve(figure_of_merit), marker="o", markersize=3)
+        right.set_title(f"{TITLES[figure_of_merit]} (averaged weights)")
     else:
         levels = {name for row in rows for name in row if "_by_noise/" in name}
         for name in sorted(levels, key=by_noise):

@@ -3,6 +3,16 @@
 from diffusion.codecs.autoencoder import Autoencoder, fingerprint_of, latent_statistics
 from diffusion.codecs.base import Codec
 from diffusion.codecs.identity import Identity
+from diffusion.codecs.labels import AnalogBits, OneHot
 from diffusion.codecs.pretrained import Diffusers
 
-__all__ = ["Autoencoder", "Codec", "Diffusers", "Identity", "fingerprint_of", "latent_statistics"]
+__all__ = [
+    "AnalogBits",
+    "Autoencoder",
+    "Codec",
+    "Diffusers",
+    "Identity",
+    "OneHot",
+    "fingerprint_of",
+    "latent_statistics",
+]

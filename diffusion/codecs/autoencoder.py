@@ -68,6 +68,7 @@ class Autoencoder(Codec):
         return latents
 
 
+@torch.no_grad()
 def latent_statistics(network: nn.Module, batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of the latents z of all images over each channel, float64 (L,) on the CPU.
 

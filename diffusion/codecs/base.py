@@ -18,8 +18,10 @@ class Codec(nn.Module, ABC):
     fingerprint: changes with whatever changes the moments or the latents, fit for a file's name; None where there is
         nothing to check, because the codec changes nothing.
     trained_on: the fingerprint of the data that it learnt from, where that is known.
+    target: the batch's key of what it encodes.
     """
 
+    target: str = "image"
     fingerprint: str | None = None
     trained_on: str | None = None
 
@@ -37,7 +39,11 @@ class Codec(nn.Module, ABC):
 
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents (B, L, *s) -> images (B, C, *S) in about [-1, 1]."""
+        """Latents (B, L, *s) -> images (B, C, *S) in about [-1, 1]; differentiable twice."""
+
+    def shown(self, images: Tensor) -> Tensor:
+        """What `decode` gives, as images (B, C, *S) in [-1, 1] to look at."""
+        return images
 
     def for_images(self, shape: Sequence[int]) -> Codec:
         """This codec, set to images of `shape` (C, *S). Raises UserError where it cannot take them."""
@@ -54,8 +60,8 @@ class Codec(nn.Module, ABC):
 
 @contextmanager
 def exact(like: Tensor) -> Iterator[None]:
-    """No gradients, and float32 even under autocast: a cache must not depend on the precision of a training."""
-    with torch.no_grad(), torch.autocast(like.device.type, enabled=False):
+    """float32 even under autocast: a cache must not depend on the precision of a training."""
+    with torch.autocast(like.device.type, enabled=False):
         yield
 
 

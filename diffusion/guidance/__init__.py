@@ -5,6 +5,8 @@ from diffusion.guidance.base import Guidance
 from diffusion.guidance.classifier import ClassifierGuidance, NetworkClassifier, NoisyClassifier
 from diffusion.guidance.classifier_free import ClassifierFree
 from diffusion.guidance.interval import Interval
+from diffusion.guidance.known import Known
+from diffusion.guidance.measured import Measured
 
 __all__ = [
     "Autoguidance",
@@ -12,6 +14,8 @@ __all__ = [
     "ClassifierGuidance",
     "Guidance",
     "Interval",
+    "Known",
+    "Measured",
     "NetworkClassifier",
     "NoisyClassifier",
 ]

@@ -7,6 +7,7 @@ flat and bright, and its float64 takes seconds for a volume.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,6 +35,13 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
     return _of_each(_mirrored, x, y)
 
 
+def ssim_map(x: Tensor, y: Tensor) -> Tensor:
+    """SSIM around each pixel, whose mean is `ssim`: (N, C, *S) float64 for such images in [0, 1]."""
+    inner = (slice(None), *[slice(WINDOW // 2, -(WINDOW // 2))] * (x.ndim - 2))
+    maps = [_similarity(*_padded(a, b), full=True)[1][inner] for a, b in zip(x.numpy(), y.numpy(), strict=True)]
+    return torch.from_numpy(np.stack(maps))
+
+
 def ms_ssim(x: Tensor, y: Tensor) -> Tensor:
     """Multi-scale SSIM of each pair of images (N, C, *S) float64 in [0, 1], (N,) in [0, 1].
 
@@ -55,17 +63,21 @@ def _of_each(metric: Callable[[np.ndarray, np.ndarray], float], x: Tensor, y: Te
     return torch.tensor([metric(a, b) for a, b in zip(x.numpy(), y.numpy(), strict=True)], dtype=torch.float64)
 
 
-def _similarity(x: np.ndarray, y: np.ndarray, **options: float) -> float:
-    """SSIM of two images (C, *S), the mean over channels and the positions where the window fits."""
+def _similarity(x: np.ndarray, y: np.ndarray, **options: float) -> Any:
+    """SSIM of two images (C, *S), the mean over channels and the positions where the window fits; its map if `full`."""
     from skimage.metrics import structural_similarity
 
     window = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
-    return float(structural_similarity(x, y, data_range=1.0, channel_axis=0, **window, **options))
+    return structural_similarity(x, y, data_range=1.0, channel_axis=0, **window, **options)
 
 
 def _mirrored(x: np.ndarray, y: np.ndarray) -> float:
+    return _similarity(*_padded(x, y))
+
+
+def _padded(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     border = [(0, 0)] + [(WINDOW // 2, WINDOW // 2)] * (x.ndim - 1)
-    return _similarity(np.pad(x, border, mode="reflect"), np.pad(y, border, mode="reflect"))
+    return np.pad(x, border, mode="reflect"), np.pad(y, border, mode="reflect")
 
 
 def _contrast(x: np.ndarray, y: np.ndarray) -> float:

@@ -4,5 +4,18 @@ from diffusion.models.autoencoder import Autoencoder
 from diffusion.models.base import PARTS, Model, Weights, factory
 from diffusion.models.classifier import Classifier
 from diffusion.models.diffusion import Diffusion, another_codec
+from diffusion.models.mask_diffusion import MaskDiffusion
+from diffusion.models.segmenter import Segmenter
 
-__all__ = ["PARTS", "Autoencoder", "Classifier", "Diffusion", "Model", "Weights", "another_codec", "factory"]
+__all__ = [
+    "PARTS",
+    "Autoencoder",
+    "Classifier",
+    "Diffusion",
+    "MaskDiffusion",
+    "Model",
+    "Segmenter",
+    "Weights",
+    "another_codec",
+    "factory",
+]

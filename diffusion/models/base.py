@@ -20,6 +20,7 @@ from diffusion.callbacks import EMA, Budget
 from diffusion.codecs import Codec
 from diffusion.errors import UserError
 from diffusion.generative import GenerativeModel
+from diffusion.tasks.segment import Segmenter
 
 PARTS = frozenset(
     [
@@ -32,6 +33,7 @@ PARTS = frozenset(
         "grid",
         "guidance",
         "codec",
+        "control",
         "perceptual",
         "discriminator",
     ]
@@ -73,6 +75,10 @@ class Model(ABC):
         augmentation.check(spec.shape)
         return augmentation
 
+    def std(self, datamodule: pl.LightningDataModule) -> float:
+        """Standard deviation of what the model sees of the training data; see `ImageDataModule.std`."""
+        return datamodule.std()
+
     def facts(self, datamodule: pl.LightningDataModule) -> dict[str, Any]:
         """What the config learns of the data and of other runs: keys of the config and their values."""
         return {}
@@ -113,6 +119,17 @@ class Model(ABC):
         Raises UserError if it makes no images, or lacks what the guidance needs.
         """
         raise UserError(self._makes_no_images())
+
+    def denoising(self, spec: DataSpec, weights: Weights) -> GenerativeModel:
+        """The trained model to take noise off images with. Raises UserError if it is no denoiser of images."""
+        raise UserError(self._makes_no_images())
+
+    def segmenter(self, spec: DataSpec, weights: Weights, device: torch.device | str) -> Segmenter:
+        """What finds masks of images, with the averaged weights, on a device. Raises UserError if it finds none."""
+        raise UserError(
+            f"a run of {self.config.experiment} finds no masks: train one with model=segmenter on data with masks, as "
+            "experiment=wbc_segmenter"
+        )
 
     @abstractmethod
     def trained_codec(self, spec: DataSpec, checkpoint: Callable[[], Mapping[str, Any]]) -> Codec:

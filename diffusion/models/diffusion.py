@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,30 +17,35 @@ from torch import Tensor
 from datamodules.batch import DataSpec
 from diffusion.callbacks import EMA, Budget, PostHocEMA, Previews
 from diffusion.codecs import Codec
+from diffusion.controls import Control
 from diffusion.denoiser import NetworkDenoiser
 from diffusion.errors import UserError
 from diffusion.generative import GenerativeModel
 from diffusion.guidance import Guidance
 from diffusion.models.base import PARTS, Model, Weights, factory, loaded
+from diffusion.models.deviation import AT_ONCE, std_of
 from diffusion.modules import DiffusionModule
+from diffusion.networks import Concatenated, Incomplete
+from diffusion.networks.lora import add_updates, merge_updates
 from diffusion.objectives import Objective
-from diffusion.random import seed_of
+from diffusion.random import NOISES, seed_of
 
 log = logging.getLogger(__name__)
 
 
 class Diffusion(Model):
-    """A denoiser of the codec's latents.
+    """A denoiser of the codec's latents; where the config has a control, the network is told that too.
 
     Args:
-        target: the batch's key that is diffused.
+        target: the batch's key that is diffused; a subclass is for another than image.
         condition: the batch's keys that the network is told; a key that the data lack is left out.
         label_dropout: share of samples trained without their condition, for guidance.
+        known: "mask", where only those pixels of the training images are known whose mask is above 0; or None: all.
+        noise: gaussian, or simplex, for finding anomalies.
     """
 
     parts = PARTS - {"perceptual", "discriminator"}
-    makes_images = True
-    next_task = "sample"
+    diffuses = "image"
 
     def __init__(
         self,
@@ -48,13 +53,20 @@ class Diffusion(Model):
         target: str = "image",
         condition: Sequence[str] = ("label",),
         label_dropout: float = 0.1,
+        known: str | None = None,
+        noise: str = "gaussian",
     ):
         super().__init__(config)
-        if target != "image":
-            raise UserError(f"model.target={target}: only image can be diffused")
+        if noise not in NOISES:
+            raise UserError(f"model.noise={noise}: give {' or '.join(NOISES)}")
+        if target != self.diffuses:
+            raise UserError(f"model.target={target}: image or mask can be diffused, a mask by model=mask_ddpm")
         if any(key != "label" for key in condition):
             raise UserError(f"model.condition={list(condition)}: the networks can be told label only, or []")
+        if known not in (None, "mask"):
+            raise UserError(f"model.known={known}: give mask, or null where all pixels are known")
         self.target, self.condition, self.label_dropout = target, tuple(condition), label_dropout
+        self.known, self.draw = known, NOISES[noise]
 
     @cached_property
     def codec(self) -> Codec:
@@ -63,7 +75,48 @@ class Diffusion(Model):
         began = self.config.data.codec_fingerprint if self.config.get("data") else codec.fingerprint
         if codec.fingerprint != began:
             raise UserError(another_codec(began, codec.fingerprint))
+        if codec.target != self.target:
+            fitting = {"image": "model=mask_ddpm, or codec=identity", "mask": "codec=one_hot or analog_bits"}
+            raise UserError(
+                f"the codec is for a {codec.target}, and the model for a {self.target}: use {fitting[self.target]}"
+            )
         return codec
+
+    def control(self, spec: DataSpec) -> Control | None:
+        """What the network is told of each place, or None. Raises UserError where the data cannot give it."""
+        node = self.config.get("control")
+        control = factory(node)(spec) if node else None
+        if control and control.source == "image" and self.codec.fingerprint is not None:
+            raise UserError(
+                "this control is made of pixels, and a latent model trains on latents that are encoded once: use "
+                "control=mask, or model=pixel_ddpm"
+            )
+        return control
+
+    def shape(self, spec: DataSpec) -> tuple[int, ...]:
+        """Of what is diffused, before the codec."""
+        return spec.shape
+
+    def check_gaussian(self) -> None:
+        """Raises UserError for a model that has learnt another noise than Gaussian."""
+        if self.draw is not NOISES["gaussian"]:
+            raise UserError(
+                f"a run of {self.config.experiment} has learnt another noise (model.noise), and this is of Gaussian "
+                "noise: give a run of model.noise=gaussian"
+            )
+
+    @property
+    def level(self) -> float | None:
+        """The one noise level, sigma / alpha, that it learns to take off; None where it learns many."""
+        return self.objective.times.level
+
+    @property
+    def makes_images(self) -> bool:
+        return self.level is None
+
+    @property
+    def next_task(self) -> str:
+        return "sample" if self.level is None else "denoise"
 
     @cached_property
     def objective(self) -> Objective:
@@ -75,6 +128,8 @@ class Diffusion(Model):
 
     def classes(self, spec: DataSpec) -> int | None:
         """Those that it is told; or those that the guidance leads towards by itself."""
+        if not self.makes_images:
+            raise UserError(self._makes_no_images())
         return spec.classes if self._guidance and self._guidance.asks else self.told(spec)
 
     @property
@@ -90,13 +145,32 @@ class Diffusion(Model):
             raise UserError(
                 "augmentation changes pixels, and the latents are encoded once, before it could: use augmentation=none"
             )
-        self.codec.for_images(datamodule.spec.shape)
+        self.codec.for_images(self.shape(datamodule.spec))
         if self.codec.trained_on not in (None, datamodule.fingerprint()):
             log.warning("the autoencoder learnt from other data than %s: look at what it loses", datamodule.source)
         latents = datamodule.encoded(self.codec.to(self.device), self.cache, self.device)
         # Now, because later the Trainer has the codec where it wants it.
         latents.setup()
         return latents
+
+    def check_known(self, spec: DataSpec) -> None:
+        """Raises UserError for what would mix unknown pixels with known ones, and for data without masks."""
+        if spec.mask_classes is None:
+            raise UserError("model.known=mask needs data with masks: dataset=masks, or a table with a column of masks")
+        reasons = {
+            "augmentation=none: interpolation mixes unknown pixels with known ones": self.config.augmentation,
+            "codec=identity: an encoder mixes unknown pixels with known ones": self.codec.fingerprint is not None,
+            "an objective without a bound, which asks for all pixels": self.objective.bound is not None,
+        }
+        for needed, lacking in reasons.items():
+            if lacking:
+                raise UserError(f"model.known=mask needs {needed}")
+
+    def std(self, datamodule: pl.LightningDataModule) -> float:
+        if self.known:
+            self.check_known(datamodule.spec)
+            return std_of(known_pixels(datamodule.split("train")))
+        return super().std(datamodule)
 
     def facts(self, datamodule: pl.LightningDataModule) -> dict[str, Any]:
         """The codec's fingerprint, a pretrained network's architecture, and no guidance by labels that are not told."""
@@ -115,18 +189,27 @@ class Diffusion(Model):
         """The denoiser with its initial weights; without `pretrained` they are drawn, whatever the run began from."""
         config = self.config
         given = {} if pretrained or not config.network.get("pretrained") else {"pretrained": None}
-        shape = self.codec.for_images(spec.shape).latent_shape(spec.shape)
+        shape = self.codec.for_images(self.shape(spec)).latent_shape(self.shape(spec))
+        control = self.control(spec)
         augmentation = self.augmentation(spec)
         torch.manual_seed(seed_of(config.seed, "weights"))
         covariance = self.objective.bound is not None
-        network = factory(config.network)(
+        make = partial(factory(config.network), **given)
+        if control and not getattr(get_class(config.network._target_), "takes_control", False):
+            make = partial(Concatenated, make)
+        if self.known:
+            self.check_known(spec)
+            make = partial(Incomplete, make)
+        network = make(
             in_channels=shape[0],
             out_channels=shape[0] * (1 + covariance),
             size=list(shape[1:]),
             classes=self.told(spec),
             augmentation=augmentation.values if augmentation else 0,
-            **given,
+            **({"control": control.shape} if control else {}),
         )
+        if rank := (config.get("finetune") or {}).get("lora"):
+            add_updates(network, rank)
         return NetworkDenoiser(
             scheduler=factory(config.scheduler)(),
             parameterization=factory(config.parameterization)(sd=config.data.std),
@@ -141,25 +224,38 @@ class Diffusion(Model):
             objective=self.objective,
             optimizer=factory(self.config.optimizer),
             augmentation=self.augmentation(datamodule.spec),
+            control=self.control(datamodule.spec),
             target=self.target,
             condition=self.condition,
             label_dropout=self.label_dropout,
+            known=self.known,
+            draw=self.draw,
             seed=self.config.seed,
         )
 
     def callbacks(
         self, module: DiffusionModule, datamodule: pl.LightningDataModule, directory: Path, ema: EMA, budget: Budget
     ) -> list[pl.Callback]:
-        spec = datamodule.spec
+        spec, control = datamodule.spec, module.control
+        if self.level is not None:  # from noise it draws nothing that could be looked at
+            return self._post_hoc_ema(directory)
         previews: Previews = factory(self.config.callbacks.previews)(
             generative=self.sampled(module.denoiser, spec),
-            shape=spec.shape,
-            classes=self.classes(spec),
+            shape=self.shape(spec),
+            classes=self.classes(spec) if self.makes_images else None,
             folder=directory / "samples",
             ema=ema,
+            **({"asked": partial(self.asked, datamodule, control), "shown": control.shown} if control else {}),
         )
         evaluation = self._evaluation(module, datamodule, directory, ema, budget)
         return [*self._post_hoc_ema(directory), previews, *evaluation]
+
+    def asked(self, datamodule: pl.LightningDataModule, control: Control, n: int) -> dict[str, Tensor]:
+        """Control and classes of n validation images, again from the first where there are fewer."""
+        split = datamodule.pixels.split("val")
+        batch = split[torch.arange(n) % len(split)]
+        told = {key: batch[key] for key in self.condition if key in batch}
+        return {key: value.cpu() for key, value in (told | {"control": control(batch)}).items()}
 
     def _post_hoc_ema(self, directory: Path) -> list[PostHocEMA]:
         config = self.config.callbacks.post_hoc_ema
@@ -171,6 +267,10 @@ class Diffusion(Model):
         config = self.config.callbacks.evaluation
         if config.every_n_steps is None:
             return []
+        if not self.makes_images or module.control:
+            raise UserError(
+                "callbacks.evaluation judges images that are asked for nothing but a class: leave every_n_steps out"
+            )
         return [
             factory(config)(
                 generative=self.sampled(module.denoiser, datamodule.spec),
@@ -186,12 +286,18 @@ class Diffusion(Model):
         ]
 
     def generative(self, spec: DataSpec, weights: Weights) -> GenerativeModel:
+        if self.level is not None:
+            raise UserError(self._makes_no_images())
+        return self.sampled(self.trained_denoiser(spec, weights()), spec, weights)
+
+    def denoising(self, spec: DataSpec, weights: Weights) -> GenerativeModel:
+        self.check_gaussian()
         return self.sampled(self.trained_denoiser(spec, weights()), spec, weights)
 
     def trained_denoiser(self, spec: DataSpec, weights: Mapping[str, Tensor]) -> NetworkDenoiser:
         """The denoiser with these weights, in evaluation mode."""
         denoiser = self.denoiser(spec, pretrained=False)
-        return loaded(denoiser, weights).eval()
+        return merge_updates(loaded(denoiser, weights)).eval()
 
     def sampled(self, denoiser: NetworkDenoiser, spec: DataSpec, weights: Weights | None = None) -> GenerativeModel:
         """The denoiser, under the guidance that the config asks for, with its sampler and grid.
@@ -208,7 +314,8 @@ class Diffusion(Model):
         if node and None not in made.values():
             plain = OmegaConf.create({name: value for name, value in node.items() if name not in guides})
             guided = factory(plain)(denoiser, **made)
-        generative = GenerativeModel(guided, self.codec, instantiate(config.sampler), factory(config.grid)())
+        sampler, grid = instantiate(config.sampler), factory(config.grid)()
+        generative = GenerativeModel(guided, self.codec, sampler, grid, self.draw)
         generative.rehearse()
         return generative
 
@@ -216,6 +323,13 @@ class Diffusion(Model):
         if self.codec.fingerprint is None:
             raise UserError("this run lives in pixel space: nothing is compressed, and nothing to reconstruct")
         return self.codec
+
+
+def known_pixels(split: Any) -> Iterator[Tensor]:
+    """The pixels of a split whose mask is above 0, all channels together, part by part."""
+    for places in torch.arange(len(split)).split(AT_ONCE):
+        batch = split[places]
+        yield batch["image"][(batch["mask"] > 0).expand_as(batch["image"])]
 
 
 def another_codec(began: str | None, now: str | None) -> str:

@@ -3,5 +3,6 @@
 from diffusion.modules.autoencoder import AutoencoderModule
 from diffusion.modules.classifier import ClassifierModule
 from diffusion.modules.diffusion import DiffusionModule
+from diffusion.modules.segmenter import SegmenterModule
 
-__all__ = ["AutoencoderModule", "ClassifierModule", "DiffusionModule"]
+__all__ = ["AutoencoderModule", "ClassifierModule", "DiffusionModule", "SegmenterModule"]

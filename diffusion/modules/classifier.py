@@ -54,11 +54,10 @@ class ClassifierModule(NoisyModule):
         return self.network
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
-        images = batch["image"]
-        key, first, total = self.begin_step(batch_idx, len(images))
+        key, first, total = self.begin_step(batch_idx, len(batch["image"]))
         if self.augmentation:
-            images, _ = self.augmented(images, first, total)
-        logits, _ = self._logits(images, key, first, total)
+            batch, _ = self.augmented(batch, first, total)
+        logits, _ = self._logits(batch["image"], key, first, total)
         return -self.classifier.log_likelihood(logits, batch["label"]).mean()
 
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:

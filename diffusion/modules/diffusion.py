@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from diffusion.augmentations import Augmentation
 from diffusion.codecs import Codec
+from diffusion.controls import Control
 from diffusion.denoiser import NetworkDenoiser
 from diffusion.errors import UserError
 from diffusion.modules.noisy import NoisyModule, metrics_by_noise
 from diffusion.objectives import Objective
-from diffusion.random import normal_block, stratified_uniform, uniform
+from diffusion.random import Draw, gaussian, normal_block, stratified_uniform, uniform
 
 
 class DiffusionModule(NoisyModule):
@@ -28,9 +29,12 @@ class DiffusionModule(NoisyModule):
         denoiser, codec, objective: see their packages.
         optimizer: parameters -> optimizer.
         augmentation: changes the training images and may say how, or None; see its package.
+        control: what the network is told of each place, made of the batch, or None.
         target: the batch's key that is diffused.
         condition: the batch's keys that the network is told; a key that the data lack is left out.
         label_dropout: probability with which a sample is trained without its condition.
+        known: the batch's key that is above 0 where a pixel is known, or None where all are; see `Objective.loss`.
+        draw: the noise; see `diffusion.random`.
         seed: of all the randomness above.
 
     Raises UserError for a label_dropout outside [0, 1], or a schedule that learns under an objective that it
@@ -44,19 +48,23 @@ class DiffusionModule(NoisyModule):
         objective: Objective,
         optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer],
         augmentation: Augmentation | None = None,
+        control: Control | None = None,
         target: str = "image",
         condition: Sequence[str] = ("label",),
         label_dropout: float = 0.1,
+        known: str | None = None,
+        draw: Draw = gaussian,
         seed: int = 0,
     ):
         super().__init__(optimizer, augmentation, seed)
         if not 0 <= label_dropout <= 1:
             raise UserError(f"model.label_dropout={label_dropout}: give a share from 0 to 1")
-        if denoiser.scheduler.learns and not objective.weighting.any_schedule:
-            raise UserError("scheduler=learned would change what this objective asks for: use objective=elbo")
+        objective.check(denoiser, pixels=codec.fingerprint is None)
         self.denoiser, self.codec, self.objective = denoiser, codec, objective
+        self.control = control
         self.loss_by_noise = metrics_by_noise()
         self.target, self.condition, self.label_dropout = target, tuple(condition), label_dropout
+        self.known, self.draw = known, draw
 
     @property
     def network(self) -> nn.Module:
@@ -68,12 +76,12 @@ class DiffusionModule(NoisyModule):
         return self.denoiser
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
-        images, cond = batch[self.target], self._condition(batch)
-        key, first, total = self.begin_step(batch_idx, len(images))
+        key, first, total = self.begin_step(batch_idx, len(batch[self.target]))
+        told = {}
         if self.augmentation:
-            images, told = self.augmented(images, first, total)
-            if self.augmentation.values:
-                cond["augmentation"] = told
+            batch, values = self.augmented(batch, first, total)
+            told = {"augmentation": values} if self.augmentation.values else {}
+        images, cond = batch[self.target], self._condition(batch) | told
         if self.label_dropout > 0:
             cond["drop"] = (uniform((*key, "drop"), first, len(images)) < self.label_dropout).to(images.device)
         losses, t = self._losses(images, cond, key, first, total=total)
@@ -86,7 +94,9 @@ class DiffusionModule(NoisyModule):
         self.log_by_noise("loss_by_noise", self.loss_by_noise, losses, self.denoiser.scheduler.log_snr(t))
 
     def _condition(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {name: batch[name] for name in self.condition if name in batch}
+        told = {name: batch[name] for name in self.condition if name in batch}
+        told |= {"control": self.control(batch)} if self.control else {}
+        return told | ({"known": batch[self.known] > 0} if self.known else {})
 
     def _losses(
         self, images: Tensor, cond: Mapping[str, Tensor], key: tuple, first: int, total: int
@@ -96,5 +106,5 @@ class DiffusionModule(NoisyModule):
             images, lambda shape: normal_block((*key, "posterior"), first, len(images), shape, images.device)
         )
         t = self.objective.time(stratified_uniform((*key, "time"), first, len(x0), total), self.denoiser.scheduler)
-        noise = normal_block((*key, "noise"), first, len(x0), x0.shape[1:], x0.device)
+        noise = normal_block((*key, "noise"), first, len(x0), x0.shape[1:], x0.device, self.draw)
         return self.objective.loss(self.denoiser, x0, noise, t, cond), t

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from itertools import pairwise
 
 import pytorch_lightning as pl
@@ -38,7 +38,7 @@ class NoisyModule(pl.LightningModule):
         raise NotImplementedError
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return self.optimizer(self.trained.parameters())
+        return self.optimizer(p for p in self.trained.parameters() if p.requires_grad)
 
     def configure_gradient_clipping(
         self, optimizer: torch.optim.Optimizer, gradient_clip_val: float | None = None, **_: object
@@ -55,12 +55,16 @@ class NoisyModule(pl.LightningModule):
         torch.manual_seed(seed_of(*key, "dropout", first))
         return key, first, total
 
-    def augmented(self, images: Tensor, first: int, total: int) -> tuple[Tensor, Tensor]:
-        """The images (B, C, *S) as the augmentation changes them, and what it says of that."""
+    def augmented(self, batch: Mapping[str, Tensor], first: int, total: int) -> tuple[dict[str, Tensor], Tensor]:
+        """The batch with its images changed by the augmentation and its masks moved alike, and what it says of that."""
+        images = batch["image"]
         # The loader deals out its stream in whole batches: see datamodules/order.py.
         place = self.global_step * total + first
         draws = normal_block((self.seed, "augmentation"), place, len(images), (self.augmentation.draws,))
-        return self.augmentation(images, draws.to(images.device))
+        draws = draws.to(images.device)
+        changed, told = self.augmentation(images, draws)
+        moved = {"mask": self.augmentation.move(batch["mask"], draws)} if "mask" in batch else {}
+        return {**batch, "image": changed, **moved}, told
 
     def validation_key(self, batch_idx: int) -> tuple:
         """The key of a validation batch's random numbers: the same for all runs."""

@@ -119,8 +119,9 @@ class VectorQuantizer(Bottleneck):
         return moments
 
     def restore(self, latents: Tensor) -> Tensor:
-        vectors = _vectors(latents)
-        return _as_image(self.codebook[self._nearest(vectors)], latents)
+        codes = _as_image(self.codebook[self._nearest(_vectors(latents))], latents)
+        # To the bit the codes, with the gradient of the latents.
+        return codes + (latents - latents.detach())
 
     def forward(self, features: Tensor, rng: Noise | None) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         features = features.float()

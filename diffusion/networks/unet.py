@@ -69,7 +69,7 @@ class UNet(nn.Module):
 
         self.embedding = Embedding(width, classes, augmentation)
         self.input = convolution(in_channels, channels, 3, padding=1)
-        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        self.down, self.middle, self.up = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         skips, current = [channels], channels
         for level, multiplier in enumerate(multipliers):
             attends = longest // 2**level <= attention_size
@@ -82,13 +82,10 @@ class UNet(nn.Module):
             if level < len(multipliers) - 1:
                 self.down.append(Downsample(current, spatial_dims))
                 skips.append(current)
+        self.skip_channels = tuple(skips)
         attends = longest // self.factor <= attention_size
-        self.middle = nn.ModuleList(
-            [
-                Block(current, current, width, spatial_dims, dropout, attends, head_channels),
-                Block(current, current, width, spatial_dims, dropout, False, head_channels),
-            ]
-        )
+        for has_attention in (attends, False):
+            self.middle.append(Block(current, current, width, spatial_dims, dropout, has_attention, head_channels))
         for level, multiplier in reversed(list(enumerate(multipliers))):
             attends = longest // 2**level <= attention_size
             for _ in range(blocks + 1):
@@ -117,16 +114,28 @@ class UNet(nn.Module):
         """
         embedding = self.embedding(c_noise, cond)  # (B, width)
         x, crop = pad_to_multiple(x, self.factor)
-        x = self.input(x)
+        x, skips = self.encode(self.input(x), embedding)
+        return self.decode(x, skips, embedding)[crop]
+
+    def encode(self, x: Tensor, embedding: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """What `input` answers (B, channels, *S) -> the answer of the middle, and what the way up will be given again.
+
+        Each side must be a multiple of `factor`.
+        """
         skips = [x]
         for layer in self.down:
             x = layer(x, embedding)
             skips.append(x)
         for layer in self.middle:
             x = layer(x, embedding)
+        return x, skips
+
+    def decode(self, x: Tensor, skips: Sequence[Tensor], embedding: Tensor) -> Tensor:
+        """What `encode` answers -> (B, out_channels, *S)."""
+        skips = list(skips)
         for layer in self.up:
             x = layer(x, embedding) if isinstance(layer, Upsample) else layer(torch.cat([x, skips.pop()], 1), embedding)
-        return self.output(F.silu(self.norm(x)))[crop]
+        return self.output(F.silu(self.norm(x)))
 
 
 class Embedding(nn.Module):

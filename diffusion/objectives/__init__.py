@@ -2,19 +2,23 @@
 
 from diffusion.objectives.adversarial import adaptive_weight, hinge_discriminator, hinge_generator
 from diffusion.objectives.bound import Bound, step_divergence
+from diffusion.objectives.cross_entropy import CrossEntropy
 from diffusion.objectives.objective import Objective
 from diffusion.objectives.reconstruction import ReconstructionLoss
-from diffusion.objectives.times import LogitNormal, LogNormal, TimeDensity, UniformBetween, UniformTime, held
+from diffusion.objectives.segmentation import segmentation_loss
+from diffusion.objectives.times import LogitNormal, LogNormal, OneLevel, TimeDensity, UniformBetween, UniformTime, held
 from diffusion.objectives.weightings import EDM, ELBO, MinSNR, Simple, Weighting
 
 __all__ = [
     "EDM",
     "ELBO",
     "Bound",
+    "CrossEntropy",
     "LogNormal",
     "LogitNormal",
     "MinSNR",
     "Objective",
+    "OneLevel",
     "ReconstructionLoss",
     "Simple",
     "TimeDensity",
@@ -25,5 +29,6 @@ __all__ = [
     "held",
     "hinge_discriminator",
     "hinge_generator",
+    "segmentation_loss",
     "step_divergence",
 ]

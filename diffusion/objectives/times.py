@@ -5,6 +5,7 @@ A density maps uniform numbers to times by its inverse distribution function, so
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,7 +17,12 @@ from diffusion.schedulers import NoiseScheduler
 
 
 class TimeDensity(Protocol):
-    """(u, scheduler) -> times, float64 with the shape of u in [0, 1)."""
+    """(u, scheduler) -> times, float64 with the shape of u in [0, 1).
+
+    level: the one noise level sigma / alpha that it gives; None where there are many.
+    """
+
+    level: float | None
 
     def __call__(self, u: Tensor, scheduler: NoiseScheduler) -> Tensor: ...
 
@@ -31,6 +37,8 @@ def held(times: Tensor, scheduler: NoiseScheduler, limit: float = 20.0) -> Tenso
 class UniformTime:
     """t = u. Source: Ho et al. 2020, algorithm 1."""
 
+    level = None
+
     def __call__(self, u: Tensor, scheduler: NoiseScheduler) -> Tensor:
         return u
 
@@ -44,6 +52,7 @@ class UniformBetween:
 
     high: float = 13.0
     low: float = -9.0
+    level = None
 
     def __post_init__(self) -> None:
         if not self.low < self.high:
@@ -60,6 +69,7 @@ class LogNormal:
 
     mean: float = -1.2
     std: float = 1.2
+    level = None
 
     def __call__(self, u: Tensor, scheduler: NoiseScheduler) -> Tensor:
         return scheduler.time(-2 * (self.mean + self.std * torch.special.ndtri(u)))
@@ -71,6 +81,29 @@ class LogitNormal:
 
     mean: float = 0.0
     std: float = 1.0
+    level = None
 
     def __call__(self, u: Tensor, scheduler: NoiseScheduler) -> Tensor:
         return torch.sigmoid(self.mean + self.std * torch.special.ndtri(u))
+
+
+@dataclass(frozen=True)
+class OneLevel:
+    """The time at which sigma / alpha = level, whatever u: x_t / alpha is x0 with noise of that standard deviation.
+
+    Raises UserError for a level that is not positive, or that the scheduler does not reach.
+    """
+
+    level: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not self.level > 0:
+            raise UserError(f"objective.times.level={self.level}: give a number above 0, in units of images in [-1, 1]")
+
+    def __call__(self, u: Tensor, scheduler: NoiseScheduler) -> Tensor:
+        t = scheduler.time(torch.tensor(-2 * math.log(self.level), dtype=torch.float64))
+        if not 0 < t <= 1:
+            raise UserError(
+                f"objective.times.level={self.level} is beyond the end of this scheduler: give a smaller one"
+            )
+        return t.to(u.device).expand(u.shape)

@@ -71,3 +71,12 @@ def ancestral(
     if not tau > 0:
         return x
     return x + scale(tau, x) * scale(sigma_t / sigma_s, x) ** variance * rng(x.shape[1:])
+
+
+def diffused(scheduler: NoiseScheduler, x: Tensor, s: Tensor, t: Tensor, rng: Rng, gain: float = 1.0) -> Tensor:
+    """Draw x at time t > s from q(x_t | x_s), the forward process, its noise `gain` times as large.
+
+    x_t = (alpha_t / alpha_s) x_s + gain sqrt(beta) z, beta = sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2.
+    """
+    added = gain * posterior(scheduler, t, s).large.sqrt()
+    return scale(scheduler.alpha(t) / scheduler.alpha(s), x) * x + scale(added, x) * rng(x.shape[1:])

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffusion.denoiser import scale
 from diffusion.errors import UserError
-from diffusion.samplers.base import Rng
-from diffusion.schedulers import NoiseScheduler, posterior
+from diffusion.samplers.base import Rng, diffused
+from diffusion.schedulers import NoiseScheduler
 
 
 @dataclass(frozen=True)
@@ -49,6 +48,4 @@ class Churn:
         back = scheduler.time((log_snr - 2 * math.log1p(gamma)).clamp(min=lowest)).clamp(max=1.0)
         if back <= t:
             return x, t
-        added = self.noise * posterior(scheduler, back, t).large.sqrt()
-        kept = scheduler.alpha(back) / scheduler.alpha(t)
-        return scale(kept, x) * x + scale(added, x) * self.rng(x.shape[1:]), back
+        return diffused(scheduler, x, t, back, self.rng, self.noise), back

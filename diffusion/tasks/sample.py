@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion.codecs import Codec
-from diffusion.denoiser import Denoiser, NetworkDenoiser
+from diffusion.denoiser import Cond, Denoiser, NetworkDenoiser
 from diffusion.errors import UserError
 from diffusion.generative import GenerativeModel
 from diffusion.random import seed_of
@@ -37,6 +37,11 @@ def labels_of(label: int | Sequence[int] | str | None, n: int, classes: int | No
     return torch.tensor([wanted[i % len(wanted)] for i in range(n)])
 
 
+def of_label(labels: Tensor | None) -> dict[str, Tensor]:
+    """What a model is told of these classes."""
+    return {} if labels is None else {"label": labels}
+
+
 def to_uint8(images: Tensor) -> Tensor:
     """[-1, 1] -> 0 ... 255, rounded to the nearest; values outside are clipped. Raises UserError for NaN."""
     return _levels(images, 255).to(torch.uint8)
@@ -57,7 +62,7 @@ def sample(
     generative: GenerativeModel,
     shape: Sequence[int],
     n: int,
-    labels: Tensor | None,
+    cond: Cond | None,
     seed: int,
     batch_size: int,
     on_step: OnStep | None = None,
@@ -67,17 +72,17 @@ def sample(
 ) -> Tensor:
     """Images `first` ... n - 1 as uint8, or what `convert` makes of [-1, 1], (n - first, *shape) on the CPU.
 
-    shape: of an image, (C, *S). Image i depends on (seed, i) and its label, labels[i], alone. `on_step` sees the steps
-    of the first batch only; `on_batch` is told after each batch how many images are done. Raises UserError if n or
-    batch_size is below 1.
+    shape: of an image, (C, *S); cond: of all n images. Image i depends on (seed, i) and its own condition alone.
+    `on_step` sees the steps of the first batch only; `on_batch` is told after each batch how many images are done.
+    Raises UserError if n or batch_size is below 1.
     """
     check_positive(n=n, batch_size=batch_size)
     images = []
     for start in range(first, n, batch_size):
         places = range(start, min(start + batch_size, n))
-        cond = None if labels is None else {"label": labels[places.start : places.stop]}
+        own = {key: values[places.start : places.stop] for key, values in (cond or {}).items()}
         seeds = [seed_of(seed, place) for place in places]
-        batch = generative.sample(shape, cond, seeds=seeds, on_step=on_step if start == first else None)
+        batch = generative.sample(shape, own, seeds=seeds, on_step=on_step if start == first else None)
         images.append(convert(batch).cpu())
         if on_batch is not None:
             on_batch(places.stop)
@@ -139,4 +144,4 @@ class Trajectory:
 
     @torch.no_grad()
     def _picture(self, x: Tensor) -> Tensor:
-        return to_uint8(self.codec.decode(x).float()).cpu()
+        return to_uint8(self.codec.shown(self.codec.decode(x)).float()).cpu()

@@ -7,6 +7,11 @@ learning rates, so that only the images differ. The arms:
     augmented               real images, each shifted, turned, scaled and brightened a little
     both                    half of each batch real, half synthetic
     synthetic_then_real     the first half of the steps synthetic images, the second half real ones
+
+and where there are variants of the real images, each of one image (see `python -m diffusion augment`):
+
+    variants                real images, of which a share is replaced by one of their own variants
+    variants_augmented      the same, shifted, turned, scaled and brightened a little
 """
 
 from __future__ import annotations
@@ -24,6 +29,7 @@ from diffusion.networks import Classifier
 from diffusion.random import generator, seed_of
 
 ARMS = ("real", "augmented", "synthetic", "both", "synthetic_then_real")
+OF_VARIANTS = ("variants", "variants_augmented")
 BATCH_SIZE = {2: 32, 3: 8}
 """By the number of axes, as the next one."""
 CHANNELS = {2: 16, 3: 8}
@@ -57,6 +63,42 @@ class Labelled(NamedTuple):
         return Labelled(self.images[places], self.labels[places])
 
 
+class Variants(NamedTuple):
+    """Images that were made from real ones, each from one of N.
+
+    images: uint8 (V, C, *S), those of one real image behind each other. first: int64 (N + 1,), where those of each real
+    image begin, and V. probability: of a real image to be replaced.
+    """
+
+    images: Tensor
+    first: Tensor
+    probability: float
+
+    @classmethod
+    def of(cls, images: Tensor, source: Tensor, n: int, probability: float) -> Variants:
+        """source: of each image, the place of the real one among n, int64 (V,), in any order."""
+        order = source.argsort(stable=True)
+        first = torch.cat([torch.zeros(1, dtype=torch.long), source.bincount(minlength=n).cumsum(0)])
+        return cls(images[order.to(images.device)], first, probability)
+
+    def take(self, places: Tensor) -> Variants:
+        """Those of the real images at these places, and of no other."""
+        places = places.cpu()
+        kept = [torch.arange(int(self.first[place]), int(self.first[place + 1])) for place in places]
+        source = torch.repeat_interleave(torch.arange(len(places)), (self.first[1:] - self.first[:-1])[places])
+        images = self.images[torch.cat(kept).to(self.images.device)]
+        return Variants.of(images, source, len(places), self.probability)
+
+    def instead(self, images: Tensor, places: Tensor, rng: torch.Generator) -> Tensor:
+        """The real images at these places, uint8 (B, C, *S), some of them replaced by one of their variants."""
+        first, count = self.first[places], (self.first[1:] - self.first[:-1])[places]
+        chosen = first + (torch.rand(len(places), generator=rng) * count).long()
+        replaced = (torch.rand(len(places), generator=rng) < self.probability) & (count > 0)
+        found = images.clone()
+        found[replaced.to(images.device)] = self.images[chosen[replaced].to(images.device)]
+        return found
+
+
 def within_budget(labels: Tensor, budget: int, seed: int) -> Tensor:
     """The places of `budget` images of each class of labels (N,), or of all where there are fewer; in rising order.
 
@@ -71,12 +113,23 @@ def within_budget(labels: Tensor, budget: int, seed: int) -> Tensor:
 
 
 def batch_of(
-    arm: str, real: Labelled, synthetic: Labelled, size: int, progress: float, rng: torch.Generator
+    arm: str,
+    real: Labelled,
+    synthetic: Labelled,
+    size: int,
+    progress: float,
+    rng: torch.Generator,
+    variants: Variants | None = None,
 ) -> tuple[Tensor, Tensor]:
     """A batch for a classifier of this arm: images float32 (size, C, *S) in [-1, 1] and labels (size,).
 
-    progress: the share of the training that is done, in [0, 1). Images are drawn with replacement.
+    progress: the share of the training that is done, in [0, 1). Images are drawn with replacement. variants: of `real`.
     """
+    if arm in OF_VARIANTS:
+        places = torch.randint(len(real.labels), (size,), generator=rng)
+        drawn = real.take(places)
+        images = variants.instead(drawn.images, places, rng).float() / 127.5 - 1
+        return augmented(images, rng) if arm == "variants_augmented" else images, drawn.labels
     share = {"synthetic": 1.0, "both": 0.5, "synthetic_then_real": float(progress < 0.5)}.get(arm, 0.0)
     made = round(share * size)
     parts = [
@@ -110,6 +163,7 @@ def trained(
     steps: int,
     seed: int,
     on_step: Callable[[int], None] | None = None,
+    variants: Variants | None = None,
 ) -> Classifier:
     """A classifier of this arm, in evaluation mode, on the device of the images.
 
@@ -125,7 +179,7 @@ def trained(
     rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
     rng = generator("utility", seed, "batches", arm)
     for step in range(steps):
-        images, labels = batch_of(arm, real, synthetic, BATCH_SIZE[dims], step / steps, rng)
+        images, labels = batch_of(arm, real, synthetic, BATCH_SIZE[dims], step / steps, rng, variants)
         loss = F.cross_entropy(classifier(images), labels)
         optimizer.zero_grad()
         loss.backward()

@@ -12,9 +12,11 @@ COLOURS = {
     "synthetic": "tab:orange",
     "both": "tab:blue",
     "synthetic_then_real": "tab:green",
+    "variants": "tab:purple",
+    "variants_augmented": "tab:red",
 }
-GAP = 0.16
-"""Between the arms of a budget, whose own distance is 1."""
+WIDTH = 0.8
+"""Of all arms of a budget together; the distance of two budgets is 1."""
 
 
 def save_figure(budgets: Mapping[str, Mapping[str, Any]], path: Path) -> None:
@@ -24,15 +26,15 @@ def save_figure(budgets: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     """
     from matplotlib.figure import Figure
 
-    canvas = Figure(figsize=(10, 7.5), layout="constrained")
+    arms = list(next(iter(budgets.values()))["arms"])
+    canvas = Figure(figsize=(max(10, 0.5 * len(arms) * len(budgets)), 7.5), layout="constrained")
     top, bottom = canvas.subplots(2, 1, sharex=True)
-    arms = list(COLOURS)
     for place, found in enumerate(budgets.values()):
         reference = found["arms"]["real"]["accuracy"]["value"]
         top.hlines(reference, place - 0.45, place + 0.45, color="black", linewidth=1, linestyle=":")
         bottom.hlines(0, place - 0.45, place + 0.45, color="black", linewidth=1, linestyle=":")
-        for arm, colour in COLOURS.items():
-            x = place + GAP * (arms.index(arm) - (len(arms) - 1) / 2)
+        for k, arm in enumerate(arms):
+            x, colour = place + WIDTH * (k - (len(arms) - 1) / 2) / len(arms), COLOURS[arm]
             label = arm.replace("_", " ") if place == 0 else None
             whisker(top, x, found["arms"][arm]["accuracy"], colour, label)
             if arm in found["differences"]:

@@ -13,7 +13,7 @@ from sklearn.metrics import recall_score, roc_auc_score
 from datamodules.digits import Digits
 from diffusion.apps.utility import scores, verdict
 from diffusion.metrics.paired import paired_difference
-from diffusion.tasks.utility import ARMS
+from diffusion.tasks.utility import ARMS, OF_VARIANTS
 from tests.commands import diffusion, refusal
 from tests.training import run_training
 
@@ -142,7 +142,7 @@ def test_a_class_without_test_images_has_no_recall():
 def test_the_sentence_says_on_which_side_of_0_it_is_for_sure(low, high, p, said):
     arms = {"real": {"accuracy": {"value": 0.8}}, "both": {"accuracy": {"value": 0.85}}}
     change = {"value": (low + high) / 2, "low": low, "high": high, "p": p}
-    line = verdict("10", {"best": "both", "arms": arms, "differences": {"both": {"accuracy": change}}})
+    line = verdict("10", {"best": "both", "tried": 3, "arms": arms, "differences": {"both": {"accuracy": change}}})
     assert line.startswith("10 labels a class") and said in line and "both 0.850, real 0.800" in line
 
 
@@ -214,6 +214,37 @@ def test_of_a_run(tmp_path):
     assert found["n"] == 20 and found["receipt"]["generated"]["sampler"]["name"] == "ddim"
     assert "learnt from all" in found["note"]
     assert (run / "utility" / "utility.png").exists() and (run / "utility" / "cases.csv").exists()
+
+
+@pytest.mark.slow
+def test_with_variants_of_the_same_images(tmp_path, capfd):
+    run = run_training(tmp_path, "trainer.max_steps=2")
+    quick = ["variants=1", "classifier=false", "real=false", "grid.steps=1", "device=cpu"]
+    diffusion("augment", f"run={run}", *quick, "n=300")
+    words = [f"run={run}", "n=20", *QUICK, "seeds=1", f"variants={run}/augment"]
+    found = judge(tmp_path / "out", *words)
+    assert found["arms"] == [*ARMS, *OF_VARIANTS] == list(found["budgets"]["3"]["arms"])
+    assert found["variants"]["images"] == 300 and found["variants"]["probability"] == 0.5
+    assert found["left_out"]["variants"].startswith("508 of 808")
+    # Without variants the other arms are what they were.
+    plain = judge(tmp_path / "plain", *words[:-1])["budgets"]["3"]["arms"]
+    for arm in ARMS:
+        assert plain[arm]["accuracy"] == pytest.approx(found["budgets"]["3"]["arms"][arm]["accuracy"])
+
+    def refused(*more: str) -> str:
+        line = refusal(capfd, diffusion, "utility", *words, f"out={tmp_path}/no", *more)
+        assert not (tmp_path / "no").exists() or not any((tmp_path / "no").iterdir())
+        return line
+
+    assert "probability=0" in refused("probability=0.0")
+    assert "no manifest.csv" in refused(f"variants={tmp_path}")
+    diffusion("augment", f"run={run}", *quick, "n=4", "split=val", f"out={tmp_path}/val")
+    assert "of the val split" in refused(f"variants={tmp_path}/val")
+    other = (tmp_path / "val" / "metrics.json").read_text().replace('"val"', '"train"')
+    (tmp_path / "val" / "metrics.json").write_text(other.replace(found["receipt"]["data"]["fingerprint"], "0" * 16))
+    assert "make variants of these data" in refused(f"variants={tmp_path}/val")
+    next((run / "augment" / "images").rglob("*.png")).write_bytes(b"no picture")
+    assert "cannot be read as a picture" in refused()
 
 
 @pytest.mark.slow

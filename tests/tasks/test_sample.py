@@ -12,7 +12,15 @@ from diffusion.guidance import ClassifierFree
 from diffusion.parameterizations import X0
 from diffusion.samplers import ddim, heun
 from diffusion.schedulers import Cosine
-from diffusion.tasks.sample import Trajectory, check_positive, counted_evaluations, labels_of, sample, to_uint8
+from diffusion.tasks.sample import (
+    Trajectory,
+    check_positive,
+    counted_evaluations,
+    labels_of,
+    of_label,
+    sample,
+    to_uint8,
+)
 
 
 @pytest.mark.parametrize(
@@ -91,17 +99,17 @@ def model(sampler=ddim, steps=4, guidance=None):
 @pytest.mark.parametrize("shape", [(1, 4, 4), (3, 5, 4), (1, 3, 4, 5)])
 def test_sample_depends_on_its_seed_and_label_alone(shape):
     labels = labels_of("all", 10, 3)
-    images = sample(model(), shape, 10, labels, seed=7, batch_size=10)
+    images = sample(model(), shape, 10, of_label(labels), seed=7, batch_size=10)
     assert images.dtype == torch.uint8 and images.shape == (10, *shape)
-    assert torch.equal(sample(model(), shape, 10, labels, seed=7, batch_size=3), images)
-    assert torch.equal(sample(model(), shape, 4, labels[:4], seed=7, batch_size=1), images[:4])
-    assert not torch.equal(sample(model(), shape, 10, labels, seed=8, batch_size=10), images)
+    assert torch.equal(sample(model(), shape, 10, of_label(labels), seed=7, batch_size=3), images)
+    assert torch.equal(sample(model(), shape, 4, of_label(labels[:4]), seed=7, batch_size=1), images[:4])
+    assert not torch.equal(sample(model(), shape, 10, of_label(labels), seed=8, batch_size=10), images)
     assert len({tuple(image.flatten().tolist()) for image in images}) == 10
 
 
 def test_on_batch_counts_to_n():
     done = []
-    sample(model(), (1, 4, 4), 7, labels_of(0, 7, 3), seed=0, batch_size=3, on_batch=done.append)
+    sample(model(), (1, 4, 4), 7, of_label(labels_of(0, 7, 3)), seed=0, batch_size=3, on_batch=done.append)
     assert done == [3, 6, 7]
 
 
@@ -112,15 +120,17 @@ def test_on_batch_counts_to_n():
 def test_evaluations_are_counted(sampler, steps, guidance, expected):
     generative = model(sampler, steps, guidance)
     with counted_evaluations(generative.denoiser) as evaluations:
-        sample(generative, (1, 4, 4), 5, labels_of(0, 5, 3), seed=0, batch_size=2)
+        sample(generative, (1, 4, 4), 5, of_label(labels_of(0, 5, 3)), seed=0, batch_size=2)
     assert evaluations() == 5 * expected
-    sample(generative, (1, 4, 4), 5, labels_of(0, 5, 3), seed=0, batch_size=2)
+    sample(generative, (1, 4, 4), 5, of_label(labels_of(0, 5, 3)), seed=0, batch_size=2)
     assert evaluations() == 5 * expected  # outside the block nothing is counted
 
 
 def test_trajectory_goes_from_noise_to_the_sample():
     trajectory = Trajectory(3, Identity())
-    images = sample(model(steps=12), (1, 8, 8), 6, labels_of(0, 6, 3), seed=0, batch_size=4, on_step=trajectory)
+    images = sample(
+        model(steps=12), (1, 8, 8), 6, of_label(labels_of(0, 6, 3)), seed=0, batch_size=4, on_step=trajectory
+    )
     frames = trajectory.frames()
     assert len(frames) == 12
     assert frames[0].shape == (3, 1, 8, 8)

@@ -8,7 +8,9 @@ from diffusion.metrics.paired import crossed_interval
 from diffusion.tasks import utility
 from diffusion.tasks.utility import (
     ARMS,
+    OF_VARIANTS,
     Labelled,
+    Variants,
     augmented,
     batch_of,
     probabilities,
@@ -73,6 +75,43 @@ def test_how_many_of_a_batch_are_synthetic(arm, progress, made):
         assert images.unique().tolist() == [value for value, there in ((-1, made < 12), (1, made > 0)) if there]
 
 
+def shades(values: list[int]) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 8, 8).contiguous()
+
+
+def of_shades(probability: float) -> tuple[Labelled, Variants]:
+    """Real images of the shades 10, 20, 30, 40, and their variants: 11, 12 and 13; none; 31; 41 and 42."""
+    source = torch.tensor([3, 0, 2, 0, 3, 0])
+    variants = Variants.of(shades([41, 11, 31, 12, 42, 13]), source, 4, probability)
+    return Labelled(shades([10, 20, 30, 40]), torch.arange(4)), variants
+
+
+def drawn_shades(real: Labelled, variants: Variants) -> dict[int, set[int]]:
+    """Of each label the shades in a large batch, and a check that all of them are as likely."""
+    images, labels = batch_of("variants", real, SYNTHETIC, 8000, 0.3, torch.Generator().manual_seed(0), variants)
+    found = ((images[:, 0, 0, 0] + 1) * 127.5).round().long()
+    return {label: found[labels == label].bincount(minlength=50) for label in labels.unique().tolist()}
+
+
+def test_real_images_are_replaced_by_their_own_variants_with_that_probability():
+    counts = drawn_shades(*of_shades(0.6))
+    for label, (own, theirs) in enumerate([(10, (11, 12, 13)), (20, ()), (30, (31,)), (40, (41, 42))]):
+        n, count = int(counts[label].sum()), counts[label]
+        assert count[[own, *theirs]].sum() == n
+        for shade in theirs:
+            assert count[shade] / n == pytest.approx(0.6 / len(theirs), abs=0.04)
+
+
+def test_a_budget_has_the_variants_of_its_own_images_alone():
+    real, variants = of_shades(1.0)
+    places = torch.tensor([1, 3])
+    counts = drawn_shades(real.take(places), variants.take(places))
+    assert {label: set(count.nonzero().flatten().tolist()) for label, count in counts.items()} == {
+        1: {20},
+        3: {41, 42},
+    }
+
+
 def test_all_images_are_drawn():
     ids = Labelled(torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1).expand(10, 1, 8, 8), torch.arange(10))
     rng = torch.Generator().manual_seed(0)
@@ -116,8 +155,9 @@ def test_training_depends_on_its_arguments_alone_and_leaves_the_global_state():
 
 def test_one_step_and_volumes_train():
     volumes = Labelled(torch.zeros(4, 1, 6, 6, 6, dtype=torch.uint8), torch.tensor([0, 1, 0, 1]))
-    for arm in ARMS:
-        given = probabilities(trained(arm, volumes, volumes, 2, 1, seed=0), volumes.images)
+    variants = Variants.of(volumes.images, torch.arange(4), 4, 0.5)
+    for arm in (*ARMS, *OF_VARIANTS):
+        given = probabilities(trained(arm, volumes, volumes, 2, 1, seed=0, variants=variants), volumes.images)
         assert given.shape == (4, 2) and torch.allclose(given.sum(1), torch.ones(4, dtype=torch.float64))
 
 

@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from diffusion import callbacks as cb
+from diffusion.apps.begin import based_on, module_of
 from diffusion.apps.doctor.memory import Peak, held
 from diffusion.apps.train import add_facts, callbacks_of, check_parts, make_trainer, settled
 from diffusion.errors import UserError
@@ -72,10 +73,11 @@ def trial(cfg: DictConfig, datamodule: pl.LightningDataModule, seconds: float, o
     """
     with tempfile.TemporaryDirectory(prefix="med-diffusion-") as folder, quiet():
         cfg = on_one_device(settled(cfg), Path(folder))
+        base = based_on(cfg)
         check_parts(cfg, model := build_model(cfg))
         data = model.data(some_of(datamodule, cfg.batch_size))
-        add_facts(cfg, model, data)
-        made = lambda: model.module(data)  # noqa: E731 - the same initial weights each time
+        add_facts(cfg, model, data, base)
+        made = lambda: module_of(cfg, model, data, base)  # noqa: E731 - the same initial weights each time
         pace = Pace(seconds / 2, lambda share: on_done(share / 2))
         module, averaged = _timed(cfg, model, made(), data, pace, Path(folder))
         rest = max(0, pace.peak - pace.before - sum(averaged[key] for key in ("gradients", "optimizer", "averaged")))

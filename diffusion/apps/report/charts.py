@@ -85,7 +85,7 @@ def for_page(text: str, name: str, description: str) -> str:
 
 
 def losses(rows: Sequence[Mapping[str, str]]) -> list[Chart]:
-    """Training and validation loss; the loss or the accuracy by noise level; PSNR, accuracy and eval/* columns."""
+    """Training and validation loss; loss or accuracy by noise level; PSNR, accuracy, Dice and eval/* columns."""
     charts = []
     training, validation = curve(rows, "train/loss"), curve(rows, "val/loss")
     if training[0] or validation[0]:
@@ -106,7 +106,7 @@ def losses(rows: Sequence[Mapping[str, str]]) -> list[Chart]:
             lines = {name.removeprefix(start).replace("_", " "): curve(rows, name) for name in levels}
             name = "noise" if what == "loss" else f"{what}-noise"
             charts.append(lines_chart(name, f"validation {what} by log-SNR", lines, log=what == "loss"))
-    titles = {"val/psnr": "validation PSNR in dB", "val/accuracy": "validation accuracy"}
+    titles = {"val/psnr": "validation PSNR in dB", "val/accuracy": "validation accuracy", "val/dice": "validation Dice"}
     for name in sorted({name for row in rows for name in row if name in titles or name.startswith("eval/")}):
         points = curve(rows, name)
         if points[0]:

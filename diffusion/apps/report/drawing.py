@@ -25,7 +25,7 @@ from diffusion.generative import GenerativeModel
 from diffusion.runs import Run
 from diffusion.tasks.pictures import columns_of, flat
 from diffusion.tasks.reconstruct import evenly_spaced
-from diffusion.tasks.sample import Trajectory, labels_of, sample
+from diffusion.tasks.sample import Trajectory, labels_of, of_label, sample
 
 MOST_CLASSES = 10
 ANIMATED = 16
@@ -75,7 +75,7 @@ def drawn(run: Run, config: DictConfig, device: torch.device, datamodule: Any, r
             generative,
             spec.shape,
             n,
-            labels,
+            of_label(labels),
             config.seed,
             config.batch_size,
             on_step=keep,
