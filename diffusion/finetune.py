@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion.errors import UserError
+from diffusion.networks.layers import locked_of
 from diffusion.networks.lora import plain_name
 
 log = logging.getLogger(__name__)
@@ -111,11 +112,6 @@ def layers(network: nn.Module) -> list[nn.Module]:
     for child in network.children():
         found += list(child) if isinstance(child, (nn.ModuleList, nn.Sequential)) else [child]
     return [layer for layer in found if any(True for _ in layer.parameters())]
-
-
-def locked_of(trained: nn.Module) -> set[int]:
-    """The ids of the parameters that a part of it keeps as they are, whatever is unfrozen."""
-    return {id(p) for part in trained.modules() for p in getattr(part, "locked", ())}
 
 
 def layered(

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from datamodules.batch import DataSpec
 from diffusion.apps.class_folders import ClassFolders, check_pictures
-from diffusion.apps.originals import originals_of, plain, summary
-from diffusion.apps.output import best_device, output_folder, progress, write_cases
+from diffusion.apps.originals import originals_of, plain
+from diffusion.apps.output import best_device, output_folder, progress, summary, write_cases
 from diffusion.apps.translate import strengths_of
 from diffusion.errors import UserError
 from diffusion.extractors import domain_classifier, predictions

@@ -12,8 +12,8 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from diffusion.apps.originals import Originals, advancing, batches_in_all, conditioned, originals_of, summary
-from diffusion.apps.output import output_folder, progress, write_cases
+from diffusion.apps.originals import Originals, advancing, batches_in_all, conditioned, originals_of, save_and_tell
+from diffusion.apps.output import output_folder, progress, summary
 from diffusion.errors import UserError
 from diffusion.metrics import left_out
 from diffusion.metrics.hole import hole_metrics, spread
@@ -83,12 +83,9 @@ def main(config: DictConfig) -> None:
         "seconds": round(time.perf_counter() - start, 1),
     }
     (out / "metrics.json").write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n")
-    columns = {f"{name}_{key}": values for name, each in cases.items() for key, values in each.items()}
-    write_cases(out / "cases.csv", originals.places, originals.labels, columns)
     save_completions(out / "samples.npz", completions, hidden, told, originals.places)
     save_figure(originals, hidden, found, cases, config.shown, out / "inpaint.png")
-    for name, each in cases.items():
-        log.info("%12s  %s", name, "  ".join(f"{key} {values.mean():.4g}" for key, values in each.items()))
+    save_and_tell(out, originals, cases)
     log.info("%s", out / "inpaint.png")
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -13,17 +15,18 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from diffusion.apps.drawn import choice
-from diffusion.apps.output import best_device
+from diffusion.apps.output import best_device, write_cases
 from diffusion.apps.sample import numbered
 from diffusion.apps.subject import data_of
 from diffusion.denoiser import Cond
 from diffusion.errors import UserError
 from diffusion.generative import GenerativeModel
-from diffusion.metrics import interval
 from diffusion.random import seed_of
 from diffusion.runs import Run
 from diffusion.tasks.reconstruct import evenly_spaced
 from diffusion.tasks.sample import check_positive, labels_of
+
+log = logging.getLogger("diffusion")
 
 
 @dataclass(frozen=True)
@@ -107,14 +110,6 @@ def plain(values: Any) -> Any:
     return OmegaConf.to_container(values) if OmegaConf.is_config(values) else values
 
 
-def summary(values: Tensor, seed: int) -> dict[str, float | None]:
-    """The mean over images with its 95% bootstrap interval, of those where the value is finite."""
-    values = values[values.isfinite()]
-    if not len(values):
-        return {"value": None, "low": None, "high": None}
-    return {name: float(value) for name, value in interval(values.numpy(), seed=seed)._asdict().items()}
-
-
 def advancing(bar: Any, task: Any) -> Callable[..., None]:
     """An `on_step` that moves the bar on."""
     return lambda *_: bar.advance(task)
@@ -122,3 +117,11 @@ def advancing(bar: Any, task: Any) -> Callable[..., None]:
 
 def batches_in_all(originals: Sequence[Any], size: int) -> int:
     return math.ceil(len(originals) / size)
+
+
+def save_and_tell(out: Path, originals: Originals, cases: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """cases.csv, and a line for each method with its mean figures; cases: method -> figure -> values (N,)."""
+    columns = {f"{name}_{key}": values for name, each in cases.items() for key, values in each.items()}
+    write_cases(out / "cases.csv", originals.places, originals.labels, columns)
+    for name, each in cases.items():
+        log.info("%12s  %s", name, "  ".join(f"{key} {values.mean():.4g}" for key, values in each.items()))

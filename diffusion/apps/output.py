@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from diffusion.errors import UserError
-from diffusion.metrics.bootstrap import Interval
+from diffusion.metrics.bootstrap import Interval, interval
 
 
 def output_folder(path: str | Path, overwrite: bool) -> Path:
@@ -32,6 +32,14 @@ def output_folder(path: str | Path, overwrite: bool) -> Path:
 def entry(found: Interval, n: int) -> dict[str, float | int]:
     """A figure as it is written: value, ends of the interval, number of images."""
     return {**{key: float(value) for key, value in found._asdict().items()}, "n": n}
+
+
+def summary(values: Tensor, seed: int) -> dict[str, float | None]:
+    """The mean with its 95% bootstrap interval; infinite values, as the PSNR of a perfect image, are left out."""
+    values = values[values.isfinite()]
+    if not len(values):
+        return {"value": None, "low": None, "high": None}
+    return {name: float(value) for name, value in interval(values.numpy(), seed=seed)._asdict().items()}
 
 
 def best_device(name: str) -> torch.device:

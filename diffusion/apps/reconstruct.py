@@ -14,13 +14,12 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor
 
-from diffusion.apps.output import best_device, output_folder, progress, write_cases
+from diffusion.apps.output import best_device, output_folder, progress, summary, write_cases
 from diffusion.codecs import Codec
 from diffusion.errors import UserError
 from diffusion.extractors import domain_classifier, embeddings, predictions
 from diffusion.metrics import (
     frechet_distance,
-    interval,
     left_out,
     psnr_of,
     reconstruction_metrics,
@@ -137,12 +136,6 @@ def warn_of_a_poor_judge(accuracy: float, labels: Tensor) -> None:
 def same(a: Tensor, b: Tensor) -> Tensor:
     """Whether each image has the same class, or all its labels alike, in both; float64 (N,)."""
     return (a.cpu() == b.cpu()).reshape(len(a), -1).all(1).double()
-
-
-def summary(values: Tensor, seed: int) -> dict[str, float | None]:
-    """Mean with its 95% bootstrap interval; values that are infinite, as the PSNR of a perfect image, are left out."""
-    found = interval(values[values.isfinite()].numpy(), seed=seed) if values.isfinite().any() else None
-    return {"value": None, "low": None, "high": None} if found is None else found._asdict()
 
 
 def finite(value: float) -> float | None:

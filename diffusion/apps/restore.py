@@ -14,8 +14,8 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from diffusion.apps.drawn import choice
-from diffusion.apps.originals import Originals, advancing, batches_in_all, conditioned, originals_of, summary
-from diffusion.apps.output import output_folder, progress, write_cases
+from diffusion.apps.originals import Originals, advancing, batches_in_all, conditioned, originals_of, save_and_tell
+from diffusion.apps.output import output_folder, progress, summary
 from diffusion.errors import UserError
 from diffusion.metrics import left_out, reconstruction_metrics
 from diffusion.operators import Operator
@@ -94,12 +94,9 @@ def main(config: DictConfig) -> None:
         "seconds": round(time.perf_counter() - start, 1),
     }
     (out / "metrics.json").write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n")
-    columns = {f"{name}_{key}": values for name, each in cases.items() for key, values in each.items()}
-    write_cases(out / "cases.csv", originals.places, originals.labels, columns)
     save_draws(out / "samples.npz", draws, y, told, originals.places)
     save_figure(originals, draws, others, cases, config.shown, out / "restore.png")
-    for name, each in cases.items():
-        log.info("%12s  %s", name, "  ".join(f"{key} {values.mean():.4g}" for key, values in each.items()))
+    save_and_tell(out, originals, cases)
     log.info("%s", out / "restore.png")
 
 

@@ -21,7 +21,8 @@ from diffusion.apps.conditions import Asked, adherence, asked_for, judge_of, sav
 from diffusion.apps.output import best_device, output_folder, progress
 from diffusion.errors import UserError
 from diffusion.runs import Run
-from diffusion.tasks.pictures import columns_of, save_animation, save_columns, save_grid
+from diffusion.tasks.edit_figure import save_columns
+from diffusion.tasks.pictures import columns_of, save_animation, save_grid
 from diffusion.tasks.sample import (
     Trajectory,
     check_positive,
@@ -37,7 +38,7 @@ from diffusion.tasks.segment import Segmenter
 log = logging.getLogger("diffusion")
 
 GRID_LIMIT = 256
-STEERED = 12
+STEERED = 8
 """Cases in the picture of controls beside what was made."""
 ANIMATED = 64
 

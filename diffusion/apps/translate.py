@@ -13,8 +13,8 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from diffusion.apps.originals import Originals, advancing, batches_in_all, conditioned, originals_of, plain, summary
-from diffusion.apps.output import output_folder, progress, write_cases
+from diffusion.apps.originals import Originals, advancing, batches_in_all, conditioned, originals_of, plain
+from diffusion.apps.output import output_folder, progress, summary, write_cases
 from diffusion.errors import UserError
 from diffusion.extractors import domain_classifier, predictions
 from diffusion.generative import time_of

@@ -23,6 +23,11 @@ def norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(groups_of(channels), channels)
 
 
+def locked_of(network: nn.Module) -> set[int]:
+    """The ids of the parameters that a part of it keeps as they are: of each part's `locked`, where it has that."""
+    return {id(p) for part in network.modules() for p in getattr(part, "locked", ())}
+
+
 def zero(layer: nn.Module) -> nn.Module:
     """The layer with all its parameters at zero."""
     for parameter in layer.parameters():

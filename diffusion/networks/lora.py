@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from diffusion.errors import UserError
-from diffusion.networks.layers import Attention
+from diffusion.networks.layers import Attention, locked_of
 
 CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
 
@@ -39,7 +39,7 @@ def add_updates(network: nn.Module, rank: int) -> None:
     if type(rank) is not int or rank < 1:
         raise UserError(f"finetune.lora={rank}: give a rank of 1 or more, as 4")
     network.requires_grad_(False)
-    locked = {id(p) for part in network.modules() for p in getattr(part, "locked", ())}
+    locked = locked_of(network)
     attention = {layer for block in network.modules() if isinstance(block, Attention) for layer in block.children()}
     found = False
     for layer in list(network.modules()):

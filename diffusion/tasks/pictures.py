@@ -101,31 +101,6 @@ def save_comparison(blocks: Mapping[str, tuple[Tensor, Tensor]], path: Path, gai
     canvas.savefig(path, dpi=120, bbox_inches="tight")
 
 
-def save_columns(columns: Mapping[str, Tensor], path: Path) -> None:
-    """A named column for each key, its images one below the other, rows side by side in two blocks; one PNG.
-
-    columns: tensors uint8 (n, 1 or C, *S), n the same in all.
-    """
-    from matplotlib.figure import Figure
-
-    n = len(next(iter(columns.values())))
-    blocks = 2 if n > 3 else 1
-    rows = math.ceil(n / blocks)
-    some = flat(next(iter(columns.values())))
-    height, width = some.shape[2:]
-    canvas = Figure(figsize=(blocks * len(columns) * 1.35, rows * 1.35 * height / width + 0.3), layout="constrained")
-    axes = canvas.subplots(rows, blocks * len(columns), squeeze=False)
-    for place in axes.flat:
-        place.set_axis_off()
-    for k, (name, images) in enumerate(columns.items()):
-        for i, image in enumerate(flat(images)):
-            place = axes[i % rows, (i // rows) * len(columns) + k]
-            place.imshow(image.expand(3, -1, -1).permute(1, 2, 0).numpy(), interpolation="nearest")
-            if i % rows == 0:
-                place.set_title(name, fontsize=8)
-    canvas.savefig(path, dpi=130)
-
-
 def save_beside(generated: Mapping[str, Tensor], real: Mapping[str, Tensor], path: Path) -> None:
     """A row for each title: generated images, and real ones beside them; one PNG. Both uint8 (n, C, *S)."""
     from matplotlib.figure import Figure
