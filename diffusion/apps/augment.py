@@ -171,9 +171,6 @@ def of_pipeline(config: DictConfig) -> Source:
     if config.split not in ("train", "val", "test"):
         raise UserError(f"split={config.split}: give train, val or test")
     numbers = {key: config[key] for key in ("n", "size", "steps") if config[key] is not None}
-    for key, value in numbers.items():
-        if type(value) is not int:
-            raise UserError(f"{key}={value}: give a whole number")
     check_positive(batch_size=config.batch_size, **numbers)
     guidance = config.guidance
     if guidance and (not guidance["_target_"].endswith(".ClassifierFree") or guidance.get("rescale")):

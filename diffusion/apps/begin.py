@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 
 import pytorch_lightning as pl
@@ -13,6 +14,8 @@ from diffusion.errors import UserError
 from diffusion.finetune import begin, choose, layered
 from diffusion.models import Diffusion, Model
 from diffusion.runs import Run
+
+log = logging.getLogger("diffusion")
 
 TAKEN = ("model", "scheduler", "parameterization", "codec")
 """The groups by which the weights have their meaning: they are those of the run that is begun from."""
@@ -70,6 +73,8 @@ def module_of(
     if cfg.finetune["from"] is None:
         module.network.begin({name.removeprefix("network."): value for name, value in weights.items()})
         return module
+    if None in (base.spec.class_names, datamodule.spec.class_names) and datamodule.spec.classes and base.spec.classes:
+        log.warning("these data or those of %s have no names for their classes: told apart by number", base.directory)
     then, now = (each.names if told else () for each, told in _told(base, model, datamodule.spec))
     new = begin(module.trained, weights, then, now)
     if cfg.finetune.unfreeze == "token" and not new:

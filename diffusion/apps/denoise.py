@@ -35,7 +35,7 @@ from diffusion.tasks.denoise import (
 from diffusion.tasks.denoise_figure import TITLES, Row, save_figures, save_rows
 from diffusion.tasks.pictures import flat
 from diffusion.tasks.reconstruct import evenly_spaced
-from diffusion.tasks.sample import check_positive, to_uint8
+from diffusion.tasks.sample import check_count, check_positive, to_uint8
 
 log = logging.getLogger("diffusion")
 
@@ -128,10 +128,8 @@ def main(config: DictConfig) -> None:
 
 def check(config: DictConfig) -> None:
     """Raises UserError for a value that means nothing."""
-    for key in ("n", "tuned", "samples", "batch_size", "seed"):
-        if type(config[key]) is not int and not (key == "n" and config.n is None):
-            raise UserError(f"{key}={config[key]}: give a whole number" + (", or null for all images" * (key == "n")))
-    check_positive(batch_size=config.batch_size, tuned=config.tuned, **({} if config.n is None else {"n": config.n}))
+    check_count(config.n)
+    check_positive(batch_size=config.batch_size, tuned=config.tuned)
     if config.samples < 0:
         raise UserError(f"samples={config.samples}: give the number of draws, 0 for none")
     if config.split not in ("train", "val", "test"):

@@ -24,7 +24,7 @@ from diffusion.runs import Run
 from diffusion.tasks.likelihood import BoundTerms, flow_bits, variational_bound
 from diffusion.tasks.likelihood_figure import save_likelihood
 from diffusion.tasks.reconstruct import evenly_spaced
-from diffusion.tasks.sample import check_positive
+from diffusion.tasks.sample import check_count, check_positive
 
 log = logging.getLogger("diffusion")
 
@@ -93,9 +93,8 @@ def main(config: DictConfig) -> None:
 
 def check(config: DictConfig) -> None:
     """Raises UserError for a value that means nothing."""
-    if config.n is not None and type(config.n) is not int:
-        raise UserError(f"n={config.n}: give a whole number, or null for all images")
-    check_positive(batch_size=config.batch_size, **({} if config.n is None else {"n": config.n}))
+    check_count(config.n)
+    check_positive(batch_size=config.batch_size)
     if config.split not in ("train", "val", "test"):
         raise UserError(f"split={config.split}: give train, val or test")
     if config.variance is not None and not (isinstance(config.variance, (int, float)) and 0 <= config.variance <= 1):

@@ -24,7 +24,7 @@ from diffusion.generative import GenerativeModel
 from diffusion.random import seed_of
 from diffusion.runs import Run
 from diffusion.tasks.reconstruct import evenly_spaced
-from diffusion.tasks.sample import check_positive, labels_of
+from diffusion.tasks.sample import check_count, check_positive, labels_of
 
 log = logging.getLogger("diffusion")
 
@@ -84,9 +84,8 @@ def originals_of(config: DictConfig) -> Originals:
 
     Raises UserError for a value that means nothing, and a run that draws no images.
     """
-    if config.n is not None and type(config.n) is not int:
-        raise UserError(f"n={config.n}: give a whole number, or null for all images")
-    check_positive(batch_size=config.batch_size, **({} if config.n is None else {"n": config.n}))
+    check_count(config.n)
+    check_positive(batch_size=config.batch_size)
     if config.split not in ("train", "val", "test"):
         raise UserError(f"split={config.split}: give train, val or test")
     run = Run.open(config.run, checkpoint=config.checkpoint, ema=config.ema).under(config)

@@ -27,16 +27,15 @@ from diffusion.metrics import (
 from diffusion.runs import Run, datamodule_of
 from diffusion.tasks.pictures import save_comparison
 from diffusion.tasks.reconstruct import evenly_spaced, members_of, reconstruct
-from diffusion.tasks.sample import check_positive
+from diffusion.tasks.sample import check_count, check_positive
 
 log = logging.getLogger("diffusion")
 
 
 def main(config: DictConfig) -> None:
     """Write metrics.json, cases.csv and reconstructions.png into the output folder."""
-    if config.n is not None and type(config.n) is not int:
-        raise UserError(f"n={config.n}: give a whole number, or leave it out for all images")
-    check_positive(batch_size=config.batch_size, shown=config.shown, **({} if config.n is None else {"n": config.n}))
+    check_count(config.n)
+    check_positive(batch_size=config.batch_size, shown=config.shown)
     run = Run.open(config.run, checkpoint=config.checkpoint) if config.run else None
     codec = codec_of(run, config)
     datamodule = datamodule_of(config)

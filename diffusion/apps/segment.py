@@ -24,7 +24,7 @@ from diffusion.metrics.classification import auroc_values
 from diffusion.metrics.segmentation import calibration_of, confusion, dice_of, entropy_of, hausdorff95, iou_of
 from diffusion.runs import Run
 from diffusion.tasks.reconstruct import evenly_spaced
-from diffusion.tasks.sample import check_positive
+from diffusion.tasks.sample import check_count, check_positive
 from diffusion.tasks.segment import Segmenter, mean_masks
 from diffusion.tasks.segment_figure import save_cases, save_reliability
 
@@ -175,10 +175,8 @@ def receipt(run: Run, config: DictConfig, start: float) -> dict[str, Any]:
 
 def check(config: DictConfig) -> None:
     """Raises UserError for a value that means nothing."""
-    if config.n is not None and type(config.n) is not int:
-        raise UserError(f"n={config.n}: give a whole number, or null for all images")
-    counts = {key: config[key] for key in ("samples", "batch_size", "shown")}
-    check_positive(**counts, **({} if config.n is None else {"n": config.n}))
+    check_count(config.n)
+    check_positive(**{key: config[key] for key in ("samples", "batch_size", "shown")})
     if config.split not in ("train", "val", "test"):
         raise UserError(f"split={config.split}: give train, val or test")
 

@@ -20,7 +20,7 @@ from diffusion.errors import UserError
 from diffusion.runs import datamodule_of
 from diffusion.tasks.pictures import save_rows
 from diffusion.tasks.reconstruct import evenly_spaced, members_of
-from diffusion.tasks.sample import check_positive
+from diffusion.tasks.sample import check_count
 
 log = logging.getLogger("diffusion")
 
@@ -30,10 +30,7 @@ SHOWN = 10
 
 def main(config: DictConfig) -> None:
     """Write the shards, index.json, metrics.json, cases.csv and samples.png into the output folder."""
-    if config.n is not None and type(config.n) is not int:
-        raise UserError(f"n={config.n}: give a whole number, or leave it out for all samples")
-    if config.n is not None:
-        check_positive(n=config.n)
+    check_count(config.n)
     if config.shard_size <= 0:
         raise UserError(f"shard_size={config.shard_size}: give MB, more than 0")
     if config.encoding not in ("png", "npy"):

@@ -21,7 +21,7 @@ from diffusion.errors import UserError
 from diffusion.provenance import code, machine
 from diffusion.runs import Run, datamodule_of
 from diffusion.tasks.reconstruct import evenly_spaced
-from diffusion.tasks.sample import check_positive
+from diffusion.tasks.sample import check_count, check_positive
 
 log = logging.getLogger("diffusion")
 
@@ -80,10 +80,7 @@ def subject_of(config: DictConfig, task: str) -> Subject:
     Raises UserError where they do not fit together.
     """
     check_positive(batch_size=config.batch_size)
-    if config.n is not None:
-        if type(config.n) is not int:
-            raise UserError(f"n={config.n}: give a whole number")
-        check_positive(n=config.n)
+    check_count(config.n)
     if (config.run is None) == (config.samples is None):
         raise UserError(f"{task} needs run=RUN_DIR, or samples=FILE.npz dataset=NAME: one of the two")
     for key in ("checkpoint", "ema"):

@@ -133,7 +133,8 @@ def apply(config: DictConfig, groups: Sequence[str], pairs: dict[str, object]) -
     for key, value in pairs.items():
         if key not in names:
             raise UserError(f"{key}: there is no such key; {suggest_key(key, config)}")
-        check_type(key, OmegaConf.select(config, key, throw_on_missing=False), value)
+        if (key, value) != ("n", None):  # all images, of whatever number there is by default; the apps check it
+            check_type(key, OmegaConf.select(config, key, throw_on_missing=False), value)
         OmegaConf.update(config, key, value)
 
 

@@ -27,10 +27,10 @@ class LabelCodec(Codec):
     def indices(self, latents: Tensor) -> Tensor:
         """Latents (B, L, *S) -> the class of each place, int64 (B, *S)."""
 
-    @property
+    @staticmethod
     @abstractmethod
-    def channels(self) -> int:
-        """L."""
+    def channels(classes: int) -> int:
+        """L, for so many classes."""
 
     def moments(self, images: Tensor) -> Tensor:
         return images.argmax(1, keepdim=True).float()
@@ -46,15 +46,15 @@ class LabelCodec(Codec):
         return self
 
     def latent_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
-        return (self.for_images(shape).channels, *shape[1:])
+        return (self.channels(shape[0]), *shape[1:])
 
 
 class OneHot(LabelCodec):
     """One channel for each class, 1 where it is and -1 elsewhere; a place is of the class whose channel is highest."""
 
-    @property
-    def channels(self) -> int:
-        return self.classes
+    @staticmethod
+    def channels(classes: int) -> int:
+        return classes
 
     def draw(self, moments: Tensor, rng: Noise | None) -> Tensor:
         return 2 * F.one_hot(moments[:, 0].long(), self.classes).movedim(-1, 1).float() - 1
@@ -69,15 +69,15 @@ class AnalogBits(LabelCodec):
     A number beyond the last class, where K is no power of 2, becomes the last. Source: Chen et al. 2023.
     """
 
-    @property
-    def channels(self) -> int:
-        return max(1, (self.classes - 1).bit_length())
+    @staticmethod
+    def channels(classes: int) -> int:
+        return max(1, (classes - 1).bit_length())
 
     def draw(self, moments: Tensor, rng: Noise | None) -> Tensor:
         values = moments.long()
-        bits = [(values >> place) & 1 for place in range(self.channels)]
+        bits = [(values >> place) & 1 for place in range(self.channels(self.classes))]
         return 2 * torch.cat(bits, 1).float() - 1
 
     def indices(self, latents: Tensor) -> Tensor:
-        weights = (2 ** torch.arange(self.channels, device=latents.device)).view(-1, *[1] * (latents.ndim - 2))
+        weights = (2 ** torch.arange(latents.shape[1], device=latents.device)).view(-1, *[1] * (latents.ndim - 2))
         return ((latents > 0) * weights).sum(1).clamp(max=self.classes - 1)

@@ -15,7 +15,9 @@ class Incomplete(nn.Module):
     """F([x, unknown], c_noise, cond): one more channel, 1 where a pixel is unknown, which x holds as 0, else 0.
 
     Without cond["known"] all are known, as wherever images are drawn. That the network is told is what lets it learn
-    from incomplete images what it answers for whole ones. Source: Daras et al. 2023 (Ambient Diffusion), section 3.
+    from incomplete images what it answers for whole ones, as far as some of the training images are whole, or lack
+    little: an image without holes is else one such as it never saw. Source of the mask as an input: Daras et al. 2023
+    (Ambient Diffusion), section 3, who besides hide known pixels at random, so as to learn where no image is whole.
 
     Args:
         network: (in_channels, **options) -> the network.

@@ -90,10 +90,19 @@ def sample(
 
 
 def check_positive(**values: int) -> None:
-    """Raises UserError for a value below 1, by its name."""
+    """Raises UserError, by its name, for a value that is no whole number or below 1."""
     for name, value in values.items():
+        if type(value) is not int:
+            raise UserError(f"{name}={value}: give a whole number")
         if value < 1:
             raise UserError(f"{name}={value}: ask for at least 1")
+
+
+def check_count(n: int | None) -> None:
+    """Raises UserError unless n is a number of images, or None, which is all of them."""
+    if n is not None and type(n) is not int:
+        raise UserError(f"n={n}: give a whole number, or null for all")
+    check_positive(n=1 if n is None else n)
 
 
 @contextmanager

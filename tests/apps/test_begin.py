@@ -1,5 +1,7 @@
 """Runs that begin from another run: fine-tuned, or steered by a ControlNet."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from PIL import Image
 
 from diffusion.runs import Run
 from tests.commands import diffusion, refusal, train_py
-from tests.training import SMALL
+from tests.training import SMALL, assert_same_run
 
 pytestmark = pytest.mark.slow
 
@@ -33,15 +35,18 @@ def test_fine_tuned_layers_alone_have_moved(base):
     before, after = Run.open(base).weights(), run.weights()
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved and all(name.startswith(("network.up", "network.norm", "network.output")) for name in moved)
-    further(
-        base,
-        "last",
-        f"finetune.from={base}",
-        "finetune.unfreeze=last:3",
-        "finetune.lr_decay=0.5",
-        "trainer.max_steps=5",
-    )
-    assert run.position() == 5
+
+
+@pytest.mark.parametrize("key", ["finetune.unfreeze=last:3", "finetune.lora=2"])
+def test_it_goes_on_to_the_bit(base, key):
+    """From the checkpoint of step 2, as after a kill, to the same state and losses at step 4."""
+    words = ["trainer.max_steps=4", "checkpoint.every_n_steps=2", f"finetune.from={base}", "finetune.lr_decay=0.5", key]
+    run = further(base, "cut", *words)
+    whole = shutil.copytree(run.directory, base.parents[1] / f"whole {key}")
+    (run.directory / "checkpoints" / "previous.ckpt").rename(run.directory / "checkpoints" / "last.ckpt")
+    assert Run.open(run.directory).position() == 2
+    assert_same_run(further(base, "cut", *words).directory, whole)
+    shutil.rmtree(run.directory)
 
 
 def test_low_rank_updates_are_merged_where_the_run_is_used(base):

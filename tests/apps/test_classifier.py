@@ -24,6 +24,8 @@ from tests.analytic import times
 from tests.commands import diffusion, refusal
 from tests.training import CLASSIFIER, assert_same_run, run_training
 
+pytestmark = pytest.mark.slow
+
 FULL = ["experiment=digits_classifier", "accelerator=cpu", "trainer.max_time=null"]
 SHORT = ["trainer.max_steps=2", "trainer.log_every_n_steps=1"]
 
@@ -60,7 +62,6 @@ def test_the_receipt_names_the_classifier_and_can_be_written(runs):
     assert found["classifier"]["run"] == str(runs.classifier) and found["high"] == "inf"
 
 
-@pytest.mark.slow
 def test_a_run_is_previewed_under_it_and_goes_on_where_the_classifier_has_moved(runs, tmp_path):
     """Previews are drawn in Lightning's inference mode, in which gradients are not to be had without care."""
     moved = shutil.copytree(runs.classifier, tmp_path / "moved")
@@ -110,7 +111,6 @@ def test_the_pages_of_a_classifier(runs, capfd):
     assert "nothing is compressed" in refusal(capfd, diffusion, "reconstruct", f"run={runs.classifier}", "device=cpu")
 
 
-@pytest.mark.slow
 def test_a_classifier_goes_on_to_the_bit(tmp_path):
     """From the checkpoint of step 2, as after a kill, to the same state and losses at step 4."""
     words = ["trainer.max_steps=4", "trainer.log_every_n_steps=1", "checkpoint.every_n_steps=2"]
@@ -136,7 +136,6 @@ class OfDigits(Denoiser):
         return Prediction((share @ self.images.flatten(1)).reshape(x_t.shape))
 
 
-@pytest.mark.slow
 def test_it_learns_to_read_digits_and_guides_towards_them(tmp_path):
     """After 300 steps clean digits are read, pure noise is not, and samples are of the class that was asked for."""
     words = ["trainer.max_steps=300", "trainer.validate_every_n_steps=300"]

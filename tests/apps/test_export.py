@@ -23,6 +23,8 @@ from tests.analytic import randomise
 from tests.commands import diffusion, refusal
 from tests.training import SMALL, built, composed, run_training
 
+pytestmark = pytest.mark.slow
+
 diffusers = pytest.importorskip("diffusers")
 GREY = DataSpec(shape=(1, 8, 8), classes=None)
 CLASSES = DataSpec(shape=(3, 8, 12), classes=3, class_names=("a", "b", "c"))
@@ -120,7 +122,6 @@ def test_ddim_of_the_pipeline_draws_the_same_images(cell, tmp_path):
         assert ours.std() > 0.1 and (ours.abs() < 1).float().mean() > 0.1
 
 
-@pytest.mark.slow
 @torch.no_grad()
 def test_ddpm_of_the_pipeline_takes_the_same_steps(tmp_path):
     """Ancestral steps, both drawing their noise from one generator."""
@@ -134,7 +135,6 @@ def test_ddpm_of_the_pipeline_takes_the_same_steps(tmp_path):
     assert type(diffusers.DiffusionPipeline.from_pretrained(run / "export" / "diffusers")).__name__ == "DDPMPipeline"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("label", "cond"), [("b", {"label": 1}), ("2", {"label": 2}), ("none", None)])
 @torch.no_grad()
 def test_one_class_of_a_conditional_run(label, cond, tmp_path):
@@ -147,7 +147,6 @@ def test_one_class_of_a_conditional_run(label, cond, tmp_path):
     torch.testing.assert_close(drawn(pipeline, 2, 10), ours, rtol=0, atol=1e-5)
 
 
-@pytest.mark.slow
 def test_training_begins_from_what_was_exported(tmp_path, capfd):
     """The averaged weights of a trained run, out and in again; once begun, the new run needs the folder no more."""
     run = run_training(tmp_path / "a", "trainer.max_steps=3", base=THEIRS)
@@ -236,7 +235,6 @@ def test_a_damaged_export_is_named(tmp_path, capfd):
     assert "model.safetensors is damaged" in refusal(capfd, diffusion, "sample", f"run={out}", "device=cpu")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "spec"),
     [([], CLASSES), (["parameterization=v", "scheduler=cosine"], DataSpec(shape=(1, 4, 6, 5), classes=None))],
@@ -292,7 +290,6 @@ def test_the_card_says_what_is_known_and_names_no_place(tmp_path):
     assert "secret" not in text
 
 
-@pytest.mark.slow
 def test_the_card_holds_figures_with_intervals_and_the_audit(tmp_path):
     run = run_of(tmp_path, base=OWN)
     figure = {"value": 0.5, "low": 0.25, "high": 0.75, "n": 40}

@@ -12,11 +12,13 @@ from tests.training import run_training, state
 SHORT = ["trainer.max_steps=2", "trainer.log_every_n_steps=1"]
 
 
+@pytest.mark.slow
 def test_bfloat16_trains_beside_clipping_and_a_fused_optimizer(tmp_path):
     run = run_training(tmp_path, *SHORT, "accelerator.precision=bf16-mixed")
     assert all(torch.isfinite(value.float()).all() for value in state(run).values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bound", [1e-3, 1e3])
 def test_the_norm_of_the_gradient_is_clipped(monkeypatch, tmp_path, bound):
     norms = []
@@ -47,6 +49,7 @@ def test_guidance_needs_dropped_labels(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_never_replaces_the_whole_one_before_it(tmp_path):
     run = run_training(tmp_path, "trainer.max_steps=4", "checkpoint.every_n_steps=2")
     last = run / "checkpoints" / "last.ckpt"
@@ -59,5 +62,6 @@ def test_a_damaged_checkpoint_never_replaces_the_whole_one_before_it(tmp_path):
     assert torch.load(run / "checkpoints" / "previous.ckpt", weights_only=True)["global_step"] == 2
 
 
+@pytest.mark.slow
 def test_a_run_id_is_what_was_typed(tmp_path):
     assert run_training(tmp_path, *SHORT, "run_id=2024_01_01").name == "2024_01_01"

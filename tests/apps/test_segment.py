@@ -142,7 +142,7 @@ def test_a_segmenter_goes_on_to_the_bit(made, tmp_path):
 
 
 def test_it_learns_the_shapes(made, tmp_path):
-    run = run_training(tmp_path, "trainer.max_steps=100", "trainer.validate_every_n_steps=100", base=made.base)
+    run = run_training(tmp_path, "trainer.max_steps=200", "trainer.validate_every_n_steps=200", base=made.base)
     metrics, _, _ = segment(run, tmp_path / "out")
     assert metrics["classes"]["1"]["dice"]["value"] > 0.85 and metrics["classes"]["2"]["dice"]["value"] > 0.85
     assert metrics["classes"]["2"]["hd95"]["value"] < 2 and metrics["ece"] < 0.1

@@ -5,14 +5,16 @@ import json
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 
 from datamodules.arrays.split import SPLITS
 from datamodules.masks import Masks
-from diffusion.apps.conditions import read_masks, save_pairs
+from diffusion.apps.conditions import Asked, adherence, read_masks, save_pairs
 from diffusion.apps.output import mask_levels
 from diffusion.errors import UserError
 from diffusion.runs import Run
+from diffusion.tasks.segment import Segmenter
 from tests.commands import diffusion, refusal, train_py
 from tests.training import SHORT
 
@@ -82,6 +84,33 @@ def test_sampled_for_a_folder_of_masks(runs, discs, tmp_path):
     assert all(np.array_equal(*pair) for pair in zip(wanted, found, strict=True))
     with np.load(out / "samples.npz") as arrays:
         assert arrays["images"].shape == (3, 16, 16, 1)
+
+
+class Threshold(Segmenter):
+    """Finds what is bright."""
+
+    random = False
+
+    def draw(self, images, seeds):
+        return torch.cat([images <= 0, images > 0], 1).float()
+
+
+def test_adherence_is_1_where_a_model_obeys_and_that_of_others_where_it_does_not_listen(runs):
+    """Four masks: two of the upper half, and two of the lower, so that masks of others fit or do not at all."""
+    run = Run.open(runs["told"])
+    masks = torch.zeros(4, 16, 16, dtype=torch.int64)
+    masks[:2, :8], masks[2:, 8:] = 1, 1
+    control = run.model.control(run.spec)
+    asked = Asked(control, control({"mask": masks[:, None]}), masks, None, None, "here")
+    images = (255 * masks[:, None]).to(torch.uint8)
+    config = OmegaConf.create({"seed": 0, "batch_size": 3})
+    figures, found = adherence(Threshold(), images, asked, config, torch.device("cpu"))
+    assert torch.equal(found, masks) and figures["asked"]["mean_dice"]["value"] == 1
+    # However four are shuffled without any staying, as many get the other of their kind: 0, 2 or 4.
+    assert figures["shuffled"]["mean_dice"]["value"] in (0, 0.5, 1)
+    upper = images[:1].expand(4, -1, -1, -1)
+    figures, _ = adherence(Threshold(), upper, asked, config, torch.device("cpu"))
+    assert figures["asked"]["mean_dice"]["value"] == figures["shuffled"]["mean_dice"]["value"] == 0.5
 
 
 @pytest.mark.parametrize("classes", [2, 3, 5, 20])

@@ -83,6 +83,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(run, tmp_path):
     assert_same_run(again, run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("value", "said"),
     [

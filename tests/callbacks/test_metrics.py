@@ -179,6 +179,7 @@ def test_figure_shows_the_curves(tmp_path, path):
     assert left > 20 and right > 10  # the validation loss, and its one noise level
 
 
+@pytest.mark.slow
 def test_figure_is_drawn_at_each_validation(tmp_path, path):
     figure = tmp_path / "loss.png"
     sizes = []

@@ -55,6 +55,7 @@ def flat(weights: dict[str, torch.Tensor]) -> torch.Tensor:
     return torch.cat([weights[name].flatten().double() for name in sorted(weights)])
 
 
+@pytest.mark.slow
 def test_reconstructed_is_the_average_that_is_kept_directly(tmp_path):
     """To 1e-3: at the end with as many snapshots as are kept by default, in the middle with all of them."""
     tracked = {(length, at): Tracked(length, at) for length in (0.07, 0.15, 0.2) for at in (138, STEPS)}

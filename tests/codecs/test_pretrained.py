@@ -40,6 +40,7 @@ def save(path, **options):
     return str(path)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_it_encodes_and_decodes_as_the_library_does(folder, theirs):
     codec, images = Diffusers(str(folder)), torch.randn(2, 3, 8, 12)

@@ -277,6 +277,7 @@ def test_an_npz_that_claims_more_than_it_holds(tmp_path):
     refused(lambda: Npz(path=str(path), cache=str(tmp_path / "cache")).setup(), "is damaged")
 
 
+@pytest.mark.slow
 def test_a_zip_bomb_never_reaches_memory_or_the_disk(tmp_path, monkeypatch):
     path = claimed(tmp_path / "x.npz", (128, 1024, 1024), truthful=True)
     assert path.stat().st_size < 1 << 20

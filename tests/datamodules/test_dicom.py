@@ -351,6 +351,7 @@ def test_no_damage_raises_anything_but_a_data_error(tmp_path, kind):
                 assert "\n" not in str(error)
 
 
+@pytest.mark.slow
 def test_every_image_that_pydicom_carries_is_read_or_named(caplog):
     found = find(CARRIED, skip=True)
     shapes = {}

@@ -271,6 +271,7 @@ def test_real_class_folders(shared_data, cache):
     assert data.spec.shape == (3, 64, 64)
 
 
+@pytest.mark.slow
 def test_real_masks(shared_data, cache):
     folder = shared_data("segmentation_wbc")
     data = Masks(path=str(folder), images="*.bmp", masks="*.png", **cache)

@@ -49,6 +49,7 @@ def test_random_weights_are_the_same_everywhere_and_leave_the_global_state():
     assert not any(p.requires_grad for p in first.parameters()) and not first.training
 
 
+@pytest.mark.slow
 def test_the_domain_classifier_tells_the_classes_apart(digits, domain):
     test = digits.split("test")
     found = extract(domain, test.images)
@@ -69,6 +70,7 @@ def test_its_receipt(digits, domain):
     assert receipt["weights"] == fingerprint_of(domain.network.state_dict())
 
 
+@pytest.mark.slow
 def test_data_without_labels_are_learnt_from_all_the_same(tmp_path, caplog):
     stripes = Stripes()
     first = Domain(stripes, tmp_path, steps=10)

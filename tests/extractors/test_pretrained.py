@@ -61,6 +61,7 @@ def test_another_size_and_grey_images(weights, name):
     assert extractor.receipt()["resize"].endswith("28 x 28 -> 64 x 64") and found.values.std(0).max() > 0
 
 
+@pytest.mark.slow
 def test_features_are_those_of_torchvision(weights):
     theirs = torchvision.models.resnet18()
     theirs.load_state_dict(torch.load(weights("resnet18"), weights_only=True))

@@ -89,6 +89,7 @@ def test_what_is_added_is_the_analytic_score_of_the_class(scale):
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheduler", [Cosine(), EDM(), Linear()], ids=["cosine", "edm", "linear"])
 @pytest.mark.parametrize("sampler", [ddim, heun])
 def test_a_deterministic_sampler_draws_the_class(scheduler, sampler):
@@ -106,6 +107,7 @@ def test_a_deterministic_sampler_draws_the_class(scheduler, sampler):
     )
 
 
+@pytest.mark.slow
 def test_ancestral_sampling_draws_the_class():
     """2,000 samples: mean and covariance within four standard errors."""
     scheduler, n, k = Cosine(), 2_000, 2

@@ -68,6 +68,7 @@ def test_the_known_part_is_noised_as_the_data_are(name):
         assert x.std().item() == pytest.approx(sigma, rel=4 / 8000**0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", [heun, dpmpp_2m, ddpm])
 def test_resampling_brings_it_to_the_conditional(sampler):
     """Replacement alone errs by half of what the known part says (0.2); twelve walks leave less than a third of it.
@@ -80,6 +81,7 @@ def test_resampling_brings_it_to_the_conditional(sampler):
     assert most[1] < 0.04
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ddim", "heun"])
 def test_resampling_alone_changes_no_distribution(name):
     """Nothing known: mean and covariance of the data, to 4 standard errors of 4,000 draws."""

@@ -46,6 +46,7 @@ def test_it_is_the_mean_given_both(scheduler):
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["EDM", "Cosine", "Flow", "Linear"])
 def test_a_sampler_draws_the_posterior(key):
     """Heun's map is affine: where 0 and the axes go says what it draws. To 0.005, and 0.001 of a covariance of 0.06."""
@@ -58,6 +59,7 @@ def test_a_sampler_draws_the_posterior(key):
     torch.testing.assert_close(matrix.T @ matrix, covariance, rtol=0, atol=0.001)
 
 
+@pytest.mark.slow
 def test_ancestral_sampling_draws_it_too():
     """2,000 draws of 200 steps: mean within 4 standard errors, covariance within 0.006 of 0.06."""
     n, scheduler, g = 2000, SCHEDULERS["EDM"], torch.Generator().manual_seed(0)

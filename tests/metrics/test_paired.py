@@ -33,6 +33,7 @@ def test_where_trainings_alone_differ_it_is_students_test_of_trainings(images):
     assert p == pytest.approx(reference.pvalue, abs=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [3, 5])
 @pytest.mark.parametrize("effects", [(1, 0.01, 0.1), (0.3, 1, 0.5), (0.1, 1, 1), (0, 1, 1)])
 def test_it_covers_the_truth_as_often_as_it_says_and_finds_as_little_in_nothing(effects, seeds):

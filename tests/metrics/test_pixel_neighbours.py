@@ -51,6 +51,7 @@ def test_the_distance_is_the_one_defined(shape):
     assert found.places.tolist() == wanted.argmin(1).tolist() and found.places.dtype == np.int64
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 def test_what_changes_nothing(shape):
     """Mirrored, shifted within the frame, darker, brighter and of less contrast: all at distance 0, or nearly."""

@@ -58,6 +58,7 @@ def test_ssim_within_the_border_as_in_scikit_image():
     assert reconstruction_metrics(originals, spoilt)["ssim"].item() == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 22, 31), (1, 45, 47), (2, 176, 180), (1, 22, 23, 24)])
 def test_ms_ssim_as_in_torchmetrics(shape):
     originals, noisy = pair(shape, n=2)

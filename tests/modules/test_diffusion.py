@@ -94,6 +94,7 @@ def told_by_sample(build, n, images, batch_size, ranks=1, accumulate=1, **change
     return found
 
 
+@pytest.mark.slow
 def test_a_samples_augmentation_depends_on_seed_epoch_and_sample_alone(build):
     """Batches of other sizes, over the border of epochs, on any ranks and in any parts, change each sample alike."""
     wanted = told_by_sample(build, n=10, images=48, batch_size=8)

@@ -63,6 +63,7 @@ def test_ddpm_step(prediction: str, steps: int, table: str):
     compare(scheduler, prediction, ddpm, step)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("table", ["linear", "scaled_linear"])
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("prediction", PREDICTIONS)

@@ -104,6 +104,7 @@ def test_dpm_solver(sampler, algorithm: str, steps: int):
     agree(ours(sampler, x, scheduler.timesteps.tolist()), walked(scheduler, x, step))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [6, 20, 50])
 @pytest.mark.parametrize("order", [1, 2, 3])
 @pytest.mark.parametrize("corrector", [True, False])

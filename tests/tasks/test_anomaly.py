@@ -72,6 +72,7 @@ def test_what_is_expected_of_gaussian_pixels(scheduler, strength):
     assert found.spread.flatten(1) == pytest.approx(spread.expand(3, 3), rel=0.4)
 
 
+@pytest.mark.slow
 def test_images_redrawn_along_the_flow(scheduler):
     """The flow keeps quantiles: the draws have mean m + sqrt(alpha g) (x - m), variance s^2 (1 - alpha g)."""
     draws = 100
