@@ -58,6 +58,7 @@ SAMPLING = [
     ("n=-3", "n=-3: ask for at least 1"),
     ("n=many", "n=many: give a whole number"),
     ("n=2.5", "n=2.5: give a whole number"),
+    ("n=null", "n=None: give a whole number"),
     ("batch_size=0", "batch_size=0: ask for at least 1"),
     ("seed=abc", "seed=abc: give a whole number"),
     ("overwrite=3", "overwrite=3: give true or false"),
