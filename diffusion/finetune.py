@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from diffusion.errors import UserError
 from diffusion.networks.layers import locked_of
-from diffusion.networks.lora import plain_name
+from diffusion.networks.lora import is_update, plain_name
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ def begin(trained: nn.Module, weights: Mapping[str, Tensor], then: Sequence[str]
     new = [place for place, name in enumerate(now) if name not in then]
     mine = trained.state_dict()
     for name, value in mine.items():
-        if ".parametrizations.weight.0." in name:
+        if is_update(name):
             continue
         given = weights.get(plain_name(name))
         if name.endswith(LABEL):
@@ -61,7 +61,7 @@ def choose(trained: nn.Module, unfreeze: str | None, new: Sequence[int], updates
     unfreeze: all; last:N, the last N layers of the network; token, new classes alone; or a pattern of parameters'
         names, as *.attention.*; None: all, or with `updates` these alone. Raises UserError where it names nothing.
     """
-    own = {name for name, p in trained.named_parameters() if updates and ".parametrizations.weight.0." in name}
+    own = {name for name, p in trained.named_parameters() if updates and is_update(name)}
     chosen = own | _named(trained, unfreeze or ("token" if updates else "all"), new)
     locked = locked_of(trained)
     for name, p in trained.named_parameters():

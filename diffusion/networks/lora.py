@@ -62,6 +62,11 @@ def merge_updates(network: nn.Module) -> nn.Module:
     return network
 
 
+def is_update(name: str) -> bool:
+    """Whether a parameter of this name belongs to an update."""
+    return ".parametrizations.weight.0." in name
+
+
 def plain_name(name: str) -> str:
     """The name that a parameter has without updates."""
     return name.replace(".parametrizations.weight.original", ".weight")
