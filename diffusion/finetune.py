@@ -43,6 +43,14 @@ def begin(trained: nn.Module, weights: Mapping[str, Tensor], then: Sequence[str]
             )
         else:
             value.copy_(given)
+    names = {plain_name(name) for name in mine}
+    # What is told in the embedding, classes or an augmentation, may be told no longer.
+    lost = [name for name in weights if name not in names and ".embedding." not in name]
+    if lost:
+        raise UserError(
+            f"finetune.from: its network has {len(lost)} parameters, as {lost[0]}, for which there is no place at this "
+            "size of images: give the size that it learnt from, as by dataset.size"
+        )
     trained.load_state_dict(mine)
     return new
 

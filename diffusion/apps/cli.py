@@ -1,4 +1,4 @@
-"""How every command ends: a user's mistake is one line and status 2, a failed gate 1, a stop by a signal 75."""
+"""How a command ends: a user's mistake is one line and status 2, a failed gate 1, a stop by a signal 75, Ctrl-C 130."""
 
 from __future__ import annotations
 
@@ -22,14 +22,18 @@ from omegaconf.errors import OmegaConfBaseException
 
 from diffusion.errors import GateFailed, Stopped, UserError
 
-GATE_FAILED, USER_ERROR, STOPPED = 1, 2, 75
+GATE_FAILED, USER_ERROR, STOPPED, INTERRUPTED = 1, 2, 75, 130
 
 
 def run(body: Callable[[], object]) -> None:
     """Run a command's body and exit. HYDRA_FULL_ERROR=1 shows the traceback of a user's mistake too."""
     full = os.environ.get("HYDRA_FULL_ERROR", "0") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, instead of printing and ending with status 1
-    error = _outcome(body)
+    try:
+        error = _outcome(body)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
     if error is None:
         return
     if isinstance(error, Stopped):

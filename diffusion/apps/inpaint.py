@@ -109,8 +109,10 @@ def read_mask(path: Path, size: torch.Size) -> Tensor:
         raise UserError(f"mask={path}: give {', '.join(SHARES)}, or a file, which this is not")
     try:
         if path.suffix == ".npy":
-            values = torch.from_numpy(np.load(path).astype(np.float64))
-            found = values > (0.5 if values.max() <= 1 else 127)
+            values = np.load(path)
+            if not np.isin(values, (0, 1, 255)).all():
+                raise ValueError("it holds other values than 0, and 1 or 255 where a pixel is unknown")
+            found = torch.from_numpy(values > 0)
         else:
             from PIL import Image
 

@@ -44,7 +44,12 @@ def given_images(path: Path, spec: DataSpec) -> Noisy:
         names = tuple(sorted(file.name for file in path.iterdir() if file.suffix.lower() == ".png"))
         if not names:
             raise UserError(f"images={path} holds no PNG: give a folder of them, or an npz file")
-        arrays = {"images": np.stack([_picture(path / name, spec) for name in names])}
+        pictures = [_picture(path / name, spec) for name in names]
+        odd = next((k for k, each in enumerate(pictures) if each.shape != pictures[0].shape), None)
+        if odd is not None:
+            sizes = " and ".join(" x ".join(map(str, pictures[k].shape[:2])) for k in (0, odd))
+            raise UserError(f"images={path}: {names[0]} and {names[odd]} are of {sizes} pixels: give all one size")
+        arrays = {"images": np.stack(pictures)}
     elif path.is_file():
         names, arrays = None, _npz(path)
     else:

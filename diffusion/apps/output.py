@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -14,6 +16,22 @@ from torch import Tensor
 from diffusion.errors import UserError
 from diffusion.metrics.bootstrap import Interval, interval
 
+_made: list[Path] = []
+"""Folders that `output_folder` has made since `tidy` was entered, the innermost first."""
+
+
+@contextmanager
+def tidy() -> Iterator[None]:
+    """Remove the output folders that were made inside, and are empty, where what is inside does not end well."""
+    _made.clear()
+    try:
+        yield
+    except BaseException:
+        for folder in _made:
+            with suppress(OSError):  # it holds something
+                folder.rmdir()
+        raise
+
 
 def output_folder(path: str | Path, overwrite: bool) -> Path:
     """Make the folder. Raises UserError if it holds something and may not be overwritten, or cannot be made."""
@@ -22,6 +40,7 @@ def output_folder(path: str | Path, overwrite: bool) -> Path:
         raise UserError(f"out={path} is a file: give a folder")
     if path.exists() and any(path.iterdir()) and not overwrite:
         raise UserError(f"out={path} holds results already: give another out=, or overwrite=true")
+    _made.extend(folder for folder in (path, *path.parents) if not folder.exists())
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

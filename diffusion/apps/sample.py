@@ -138,7 +138,9 @@ def write_steered(
         figures["adherence"], found = adherence(judge, images, asked, config, device)
         columns["found in it"] = asked.as_picture(found)
         for name in ("asked", "shuffled"):
-            log.info("Dice with the masks %s: %.3f", name, figures["adherence"][name]["mean_dice"]["value"])
+            whose = "asked for" if asked.control.source == "mask" else "of the images that the controls are of"
+            whose = whose if name == "asked" else "of others"
+            log.info("Dice with the masks %s: %.3f", whose, figures["adherence"][name]["mean_dice"]["value"])
     if asked.images is not None:
         columns["the real image"] = asked.images
     save_columns({name: each[:STEERED] for name, each in columns.items()}, out / "steered.png")

@@ -15,7 +15,7 @@ from importlib import import_module
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from diffusion.apps.cli import keys_of, suggest, suggest_key
 from diffusion.apps.config import CONF, check_type, choice_of, training_config
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str]) -> None:
         own, words = divided(overrides, config)
         apply(config, (), parse(own))
         config.train = training_config(words)
-        import_module(f"diffusion.apps.{task}").main(config)
+        call(task, config)
         return
     pairs = parse(overrides)
     if OmegaConf.is_missing(config, "run") and "run" not in pairs:
@@ -65,7 +65,16 @@ def main(arguments: Sequence[str]) -> None:
     apply(config, groups, pairs)
     if config.get("run") and config.get("sampler") and "levels" in (config.get("grid") or ()):
         config.grid.levels = config.grid.levels or tuned_levels(config)
-    import_module(f"diffusion.apps.{task}").main(config)
+    call(task, config)
+
+
+def call(task: str, config: DictConfig) -> None:
+    """Run the task; where it is refused or stopped, no empty folder of results stays behind."""
+    module = import_module(f"diffusion.apps.{task}")
+    from diffusion.apps.output import tidy
+
+    with tidy():
+        module.main(config)
 
 
 def tuned_grid(directory: Path, sampler: DictConfig, steps: int) -> Path:
@@ -133,8 +142,11 @@ def apply(config: DictConfig, groups: Sequence[str], pairs: dict[str, object]) -
     for key, value in pairs.items():
         if key not in names:
             raise UserError(f"{key}: there is no such key; {suggest_key(key, config)}")
+        default = OmegaConf.select(config, key, throw_on_missing=False)
+        if isinstance(default, ListConfig) and type(value) in (int, float):
+            value = [value]
         if (key, value) != ("n", None):  # all images, of whatever number there is by default; the apps check it
-            check_type(key, OmegaConf.select(config, key, throw_on_missing=False), value)
+            check_type(key, default, value)
         OmegaConf.update(config, key, value)
 
 

@@ -208,7 +208,7 @@ class Diffusion(Model):
             augmentation=augmentation.values if augmentation else 0,
             **({"control": control.shape} if control else {}),
         )
-        if rank := (config.get("finetune") or {}).get("lora"):
+        if (rank := (config.get("finetune") or {}).get("lora")) is not None:
             add_updates(network, rank)
         return NetworkDenoiser(
             scheduler=factory(config.scheduler)(),

@@ -63,7 +63,15 @@ class ControlNet(nn.Module):
         self.zero_middle = zero(convolution(middle, middle, 1))
 
     def begin(self, weights: Mapping[str, Tensor]) -> None:
-        """Take the trunk's weights, and copy them."""
+        """Take the trunk's weights, and copy them. Raises UserError where they are of another network."""
+        wanted = {name: value.shape for name, value in self.trunk.state_dict().items()}
+        given = {name: value.shape for name, value in weights.items()}
+        if wanted != given:
+            name = next(name for name in sorted(wanted | given) if wanted.get(name) != given.get(name))
+            raise UserError(
+                f"network.base: its network does not fit these data ({name} is {_shape(given.get(name))} there, and "
+                f"{_shape(wanted.get(name))} here): choose images of the same size, channels and classes"
+            )
         self.trunk.load_state_dict(weights)
         mine = self.copy.state_dict()
         self.copy.load_state_dict({name: value for name, value in weights.items() if name in mine})
@@ -97,3 +105,7 @@ class ControlNet(nn.Module):
         scale = cond["scale"].to(x.dtype).reshape(-1, *[1] * (x.ndim - 1)) if "scale" in cond else 1.0
         skips = [skip + scale * layer(steer) for skip, layer, steer in zip(skips, self.zeros, steers, strict=True)]
         return self.trunk.decode(middle + scale * self.zero_middle(steered), skips, embedding)[crop]
+
+
+def _shape(shape: Sequence[int] | None) -> str:
+    return "missing" if shape is None else str(tuple(shape))

@@ -30,7 +30,7 @@ def labels_of(label: int | Sequence[int] | str | None, n: int, classes: int | No
     wanted = [wanted] if isinstance(wanted, int) else wanted
     # A list in a config is no list, but it is a sequence; a text is one too, but not of numbers.
     if not isinstance(wanted, Sequence) or not wanted or not all(type(w) is int for w in wanted):
-        raise UserError(f"label={label}: give a class index, a list of them such as [0,1], or all")
+        raise UserError(f"label={label}: give a class index or name, a list of them such as [0,1], or all")
     for w in wanted:
         if not 0 <= w < classes:
             raise UserError(f"label={w}: the classes of this run are 0 to {classes - 1}")

@@ -100,8 +100,8 @@ def refused(capfd, *words: str) -> str:
     return refusal(capfd, train_py, *SMALL[:4], "trainer.max_steps=1", *words)
 
 
-def test_refusals(base, capfd, tmp_path):
-    runs = f"runs_dir={tmp_path}"
+def test_refusals(base, capfd, tmp_path, tmp_path_factory):
+    runs, data = f"runs_dir={tmp_path}", tmp_path_factory.mktemp("data")
     assert "finetune.from" in refused(capfd, runs, "finetune.from=/nowhere")
     assert "finetune.from" in refused(capfd, runs, "finetune.lora=4")
     assert "network.base" in refused(capfd, runs, "network=controlnet", "control=canny")
@@ -112,6 +112,11 @@ def test_refusals(base, capfd, tmp_path):
     assert "finetune.from" in refused(
         capfd, runs, "network=controlnet", f"network.base={base}", "control=canny", "finetune.lora=2"
     )
+    assert "finetune.lora=0" in refused(capfd, runs, f"finetune.from={base}", "finetune.lora=0")
+    larger = ["dataset=folder", f"dataset.path={digits_of(data / 'larger', ['3', '4'])}", "dataset.size=32"]
+    assert "at this size of images" in refused(capfd, runs, f"finetune.from={base}", *larger)
+    steered = ["network=controlnet", f"network.base={base}", "control=canny", *larger]
+    assert "network.base: its network does not fit these data" in refused(capfd, runs, *steered)
     assert "lr_decay" in refused(capfd, runs, f"finetune.from={base}", "finetune.lr_decay=2.0")
     assert "masks" in refused(capfd, runs, "control=mask")
     both = ["network=controlnet", f"network.base={base}", f"finetune.from={base}", "control=canny"]

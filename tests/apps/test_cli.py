@@ -63,8 +63,13 @@ def test_the_tasks_say_how_they_are_used(tmp_path):
 @pytest.mark.parametrize("wrap", [False, True], ids=["plain", "inside Hydra"])
 @pytest.mark.parametrize(
     ("error", "status", "printed"),
-    [(UserError("wrong; do this"), 2, "error: wrong; do this\n"), (Stopped(), 75, ""), (KeyError("bug"), None, "")],
-    ids=["mistake", "signal", "bug"],
+    [
+        (UserError("wrong; do this"), 2, "error: wrong; do this\n"),
+        (Stopped(), 75, ""),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+        (KeyError("bug"), None, ""),
+    ],
+    ids=["mistake", "signal", "Ctrl-C", "bug"],
 )
 def test_how_a_command_ends(monkeypatch, capsys, wrap, error, status, printed):
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")

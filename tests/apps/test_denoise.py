@@ -13,6 +13,7 @@ from datamodules.digits import Digits
 from diffusion.apps import tasks
 from tests.apps.test_sample import lively, npz_run
 from tests.commands import diffusion, refusal
+from tests.datamodules.pictures import save
 from tests.training import AUTOENCODER, run_training
 
 pytestmark = pytest.mark.slow
@@ -153,6 +154,10 @@ def test_files_that_do_not_fit_are_one_line(run, tmp_path, capfd):
         assert said in refusal(capfd, diffusion, "denoise", f"run={run}", f"images={tmp_path / name}.npz")
     (tmp_path / "folder").mkdir()
     assert "no PNG" in refusal(capfd, diffusion, "denoise", f"run={run}", f"images={tmp_path / 'folder'}")
+    for name, side in (("a", 8), ("b", 8), ("c", 9)):
+        save(tmp_path / "folder" / f"{name}.png", np.zeros((side, side), np.uint8))
+    said = refusal(capfd, diffusion, "denoise", f"run={run}", f"images={tmp_path / 'folder'}")
+    assert "a.png and c.png are of 8 x 8 and 9 x 9" in said
     (tmp_path / "folder" / "a.png").write_bytes(b"no picture")
     assert "cannot be read" in refusal(capfd, diffusion, "denoise", f"run={run}", f"images={tmp_path / 'folder'}")
 

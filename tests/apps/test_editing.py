@@ -167,8 +167,10 @@ def test_a_mask_that_does_not_fit_is_one_line(pixel, tmp_path, capfd):
     for name, values in {"large": np.zeros((9, 8)), "none": np.zeros((8, 8)), "all": np.full((8, 8), 255)}.items():
         Image.fromarray(values.astype(np.uint8)).save(tmp_path / f"{name}.png")
     np.save(tmp_path / "volume.npy", np.ones((8, 8, 8)))
+    np.save(tmp_path / "half.npy", np.full((8, 8), 0.5))
     (tmp_path / "text.png").write_text("no picture")
     said = {"large.png": "9 x 8", "none.png": "hides nothing", "all.png": "hides all", "volume.npy": "8 x 8 x 8"}
+    said |= {"half.npy": "other values than 0"}
     for file, line in (said | {"text.png": "cannot be read", "missing.png": "which this is not"}).items():
         words = [f"run={pixel}", f"out={tmp_path / 'out'}", f"mask={tmp_path / file}"]
         assert line in refusal(capfd, diffusion, "inpaint", *words)

@@ -212,8 +212,8 @@ OWN = [*SMALL, "network.head_channels=4", "grid.steps=3"]
     "spec",
     [
         GREY,
-        pytest.param(CLASSES, marks=pytest.mark.slow),
-        pytest.param(DataSpec(shape=(1, 4, 6, 5), classes=None), marks=pytest.mark.slow),
+        CLASSES,
+        DataSpec(shape=(1, 4, 6, 5), classes=None),
     ],
     ids=["2-D", "classes", "3-D"],
 )

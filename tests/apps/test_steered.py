@@ -160,6 +160,8 @@ def test_refusals(runs, discs, capfd, tmp_path):
     assert "finds no masks" in refusal(capfd, diffusion, "sample", told, out, "n=2", f"segmenter={runs['told']}")
     assert "control_scale" in refusal(capfd, diffusion, "sample", told, out, "n=2", "control_scale=2.0")
     assert "segment" in refusal(capfd, diffusion, "sample", f"run={runs['masks']}", out)
+    for to in ("diffusers", "safetensors", "onnx"):
+        assert "for a control" in refusal(capfd, diffusion, "export", told, out, f"to={to}")
     assert "only `sample`" in refusal(capfd, diffusion, "evaluate", told, out)
     assert not (tmp_path / "out").exists()
     data = ["dataset=masks", f"dataset.path={discs}", "dataset.size=16", f"runs_dir={tmp_path}"]

@@ -51,6 +51,8 @@ def main(config: DictConfig) -> None:
     run = Run.open(config.run, checkpoint=config.checkpoint, ema=config.ema)
     # What guides is no part of the model; whoever reads the export may guide it as they like.
     run = run.under(OmegaConf.create({"codec": config.codec, "guidance": None}))
+    if run.config.get("control"):
+        raise UserError(f"{run.directory} makes images for a control, which no format of `export` takes")
     export = FORMATS[config.to](run, config)
     out = output_folder(str(config.out or run.directory / "export" / config.to), config.overwrite)
     with progress() as bar:
