@@ -253,11 +253,12 @@ def save_figure(
     columns, captions = {"original": originals[rows]}, {}
     if classes:
         captions["original"] = [classes[row] for row in rows]
+    strengths = [[each[0] for each in column] for column in zip(*chosen, strict=True)]
+    alike = all(len(set(each)) == 1 for each in strengths)
     for k, column in enumerate(zip(*chosen, strict=True)):
-        strengths = [each[0] for each in column]
         # A space for each column before it, which makes keys of titles that read alike.
-        title = (f"strength {strengths[0]:g}" if len(set(strengths)) == 1 else f"variant {k + 1}") + " " * k
+        title = (f"strength {strengths[k][0]:g}" if alike else f"variant {k + 1}") + " " * k
         columns[title] = torch.stack([each[2] for each in column])
-        if len(set(strengths)) > 1:
-            captions[title] = [f"strength {strength:g}" for strength in strengths]
+        if not alike:
+            captions[title] = [f"strength {strength:g}" for strength in strengths[k]]
     save_columns(columns, path, captions)

@@ -78,6 +78,8 @@ def asked_for(run: Run, config: DictConfig) -> Asked | None:
             f"conditions={config.conditions}: this run's control is made of images: give them as dataset.path=..."
         )
     masks = read_masks(Path(config.conditions), run)
+    if config.n > len(masks):
+        log.info("%d masks for n=%d images: they are asked for again and again", len(masks), config.n)
     masks = masks[torch.arange(config.n) % len(masks)]
     return Asked(control, control({"mask": masks[:, None]}), masks, None, None, str(config.conditions))
 
@@ -98,7 +100,11 @@ def read_masks(folder: Path, run: Run) -> Tensor:
             found = [mask.squeeze() for mask in arrays["masks"]]
     elif folder.is_dir():
         files = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
-        found = [_picture(path, size) for path in files]
+        pictures = [_picture(path) for path in files]
+        wanted = (size[1], size[0])
+        if odd := sum(picture.size != wanted for picture in pictures):
+            log.info("%s: %d of %d masks are brought to %s pixels", said, odd, len(files), " x ".join(map(str, size)))
+        found = [np.asarray(picture.resize(wanted, Image.Resampling.NEAREST)) for picture in pictures]
     else:
         raise UserError(f"{said} does not exist: give a folder of masks, or the masks.npz that `segment` writes")
     if not found:
@@ -119,11 +125,10 @@ def read_masks(folder: Path, run: Run) -> Tensor:
     return torch.stack(masks)
 
 
-def _picture(path: Path, size: Any) -> np.ndarray:
+def _picture(path: Path) -> Image.Image:
     try:
         with Image.open(path) as picture:
-            grey = picture if picture.mode in ("L", "P", "I;16") else picture.convert("L")
-            return np.asarray(grey.resize((size[1], size[0]), Image.Resampling.NEAREST))
+            return picture.copy() if picture.mode in ("L", "P", "I;16") else picture.convert("L")
     except OSError as error:
         raise UserError(f"conditions: {path} cannot be read as a picture: {error}") from error
 
