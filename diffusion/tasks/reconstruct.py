@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -13,8 +14,15 @@ from diffusion.tasks.sample import to_uint8
 
 
 def evenly_spaced(n: int, count: int) -> Tensor:
-    """The places, int64, of up to `count` of n images, from the first to the last at equal distances."""
-    return torch.linspace(0, n - 1, min(count, n)).round().long()
+    """The places, int64 and rising, of up to `count` of n images: one in each of as many parts of equal length.
+
+    Where in its part, says the golden ratio: at equal distances, images whose order has a period, as crops have that are
+    taken row by row, would again and again be of the same column.
+    """
+    count = min(count, n)
+    part = torch.arange(count + 1) * n // max(count, 1)
+    share = (torch.arange(count, dtype=torch.float64) * (math.sqrt(5) - 1) / 2) % 1
+    return part[:-1] + (share * part.diff()).long()
 
 
 def members_of(labels: Tensor | None, spec: DataSpec) -> dict[str, Tensor]:

@@ -43,7 +43,12 @@ def test_what_is_not_finite_is_refused(monkeypatch):
         reconstruct(Half(), IMAGES, 3)
 
 
-def test_places_are_spread_from_the_first_to_the_last():
-    assert evenly_spaced(10, 4).tolist() == [0, 3, 6, 9]
+def test_places_are_spread_over_all_images_whatever_the_period_of_their_order():
+    assert evenly_spaced(10, 4).tolist() == [0, 3, 5, 9]
+    for n, count in ((1265, 12), (100, 99), (7, 6)):
+        gaps = evenly_spaced(n, count).diff()
+        assert len(gaps) == count - 1 and gaps.min() > 0 and gaps.max() < 2 * n / count + 1
+    # The columns of a grid of 55 rows, all of whose images 115 apart are of one.
+    assert len(set((evenly_spaced(1265, 11) % 23).tolist())) > 7
     assert evenly_spaced(3, 10).tolist() == [0, 1, 2]
     assert evenly_spaced(100_003, 100_003).tolist() == list(range(100_003))
