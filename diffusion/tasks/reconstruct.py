@@ -16,8 +16,8 @@ from diffusion.tasks.sample import to_uint8
 def evenly_spaced(n: int, count: int) -> Tensor:
     """The places, int64 and rising, of up to `count` of n images: one in each of as many parts of equal length.
 
-    Where in its part, says the golden ratio: at equal distances, images whose order has a period, as crops have that are
-    taken row by row, would again and again be of the same column.
+    Where in its part, says the golden ratio: at equal distances, images whose order has a period, as crops have that
+    are taken row by row, would again and again be of the same column.
     """
     count = min(count, n)
     part = torch.arange(count + 1) * n // max(count, 1)
