@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Iterator
+from functools import cache
 
 import pytest
 import torch
@@ -171,8 +172,13 @@ def _leaves(config: DictConfig) -> set[str]:
     return {f"{a}.{b}" for a in config if isinstance(config[a], DictConfig) for b in config[a]}
 
 
+@cache
+def recipe_of(experiment: str) -> DictConfig:
+    return composed([f"experiment={experiment}"])
+
+
 def assert_composes(experiment: str, dataset: str) -> None:
-    recipe, chosen = composed([f"experiment={experiment}"]), choice_of("dataset", dataset)
+    recipe, chosen = recipe_of(experiment), choice_of("dataset", dataset)
     path = ["dataset.path=some/file.npz"] if "path" in chosen else []
     cfg = composed([f"experiment={experiment}", f"dataset={dataset}", *path])
     if path:
