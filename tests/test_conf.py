@@ -308,6 +308,7 @@ def test_a_network_is_built_for_the_data(network):
     assert answer.shape == x.shape and answer.is_meta
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", CHOICES["sampler"])
 @pytest.mark.parametrize("grid", CHOICES["grid"])
 def test_a_sampler_and_a_grid_draw_images(small, sampler, grid):

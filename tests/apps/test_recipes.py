@@ -35,6 +35,7 @@ def test_the_norm_of_the_gradient_is_clipped(monkeypatch, tmp_path, bound):
     assert bound > 1 or max(norms) > bound * 0.99
 
 
+@pytest.mark.slow
 def test_a_recipe_with_guidance_runs_without_its_condition(tmp_path):
     run = run_training(tmp_path, *SHORT, "model.condition=[]")
     tasks.main(["sample", f"run={run}", "n=2", "device=cpu"])

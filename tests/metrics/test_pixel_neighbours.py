@@ -42,6 +42,7 @@ def distance(x: torch.Tensor, y: torch.Tensor) -> float:
     return min(found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_distance_is_the_one_defined(shape):
     queries, points = images(5, *shape), images(6, *shape, seed=1)

@@ -37,6 +37,7 @@ def test_mse_and_psnr_as_in_scikit_image(shape):
         assert found["psnr"][i].item() == pytest.approx(peak_signal_noise_ratio(x, y), rel=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 def test_ssim_as_in_torchmetrics(shape):
     originals, noisy = pair(shape)

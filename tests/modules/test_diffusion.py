@@ -27,6 +27,7 @@ def part(batch, places):
     return {name: value[places] for name, value in batch.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("ranks", "accumulate"), [(2, 1), (1, 2), (2, 2), (4, 1), (4, 4)])
 def test_slices_of_a_batch_draw_what_the_whole_batch_draws(build, ranks, accumulate):
     whole, batch = build(), batch_of(32)

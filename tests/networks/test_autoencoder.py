@@ -31,6 +31,7 @@ def noise(count=2):
     return lambda shape: torch.randn(count, *shape, generator=torch.Generator().manual_seed(2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bottleneck", BOTTLENECKS.values(), ids=BOTTLENECKS)
 @pytest.mark.parametrize("channels", [1, 2, 3, 5])
 @pytest.mark.parametrize(

@@ -51,6 +51,7 @@ def noise(row: int, shape: tuple[int, ...]) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(row))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("table", ["linear", "scaled_linear"])
 @pytest.mark.parametrize("steps", [1000, 50])
 @pytest.mark.parametrize("prediction", PREDICTIONS)

@@ -142,6 +142,7 @@ def test_samples_have_the_mean_and_covariance_of_the_data(name: str, scheduler: 
     torch.testing.assert_close(response.T @ response, denoiser.covariance, rtol=0, atol=0.05)
 
 
+@pytest.mark.slow
 @every_sampler
 @pytest.mark.parametrize("scheduler", ZERO_TERMINAL.values(), ids=ZERO_TERMINAL.keys())
 def test_zero_terminal_snr(name: str, scheduler: NoiseScheduler):
