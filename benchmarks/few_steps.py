@@ -5,9 +5,9 @@
 
 Of every sampler, 1,000 images for each number of evaluations, and their distance ratio as benchmarks/digits.py has
 it. The grid is the recipe's with other numbers of steps; "optimised" is the recipe's sampler on the grid that
-`python -m diffusion tune` finds for it, on 64 images of other noise. The model is asked without guidance, which acts
-between two noise levels and is not smooth there; --guidance recipe puts it in. A sampler takes as many steps as the
-evaluations allow: where guidance acts it asks the network twice, and counts so.
+`python -m diffusion tune_grid` finds for it, on 64 images of other noise. The model is asked without guidance, which
+acts between two noise levels and is not smooth there; --guidance recipe puts it in. A sampler takes as many steps as
+the evaluations allow: where guidance acts it asks the network twice, and counts so.
 
 The figures are written to RUNS_DIR/few_steps.json and drawn in docs/images/few_steps.png. Status 1 if the mean distance
 of the recipe's sampler at 8 evaluations, on either grid, is more than 1.15 times that at 35.
@@ -51,7 +51,7 @@ from diffusion.samplers import (  # noqa: E402
     unipc,
 )
 from diffusion.tasks.sample import counted_evaluations, labels_of, of_label, sample  # noqa: E402
-from diffusion.tasks.tune import tune  # noqa: E402
+from diffusion.tasks.tune_grid import tune  # noqa: E402
 
 EVALUATIONS = (4, 6, 8, 10, 12, 16, 24, 35)
 FEW, MANY, MOST = 8, 35, 1.15
@@ -89,7 +89,7 @@ def within(generative: GenerativeModel, most: int, grid_of: GridOf) -> Generativ
 
 
 def optimised(generative: GenerativeModel) -> GridOf:
-    """Number of steps -> the grid that `tune` finds, each once."""
+    """Number of steps -> the grid that `tune_grid` finds, each once."""
     known: dict[int, TimeGrid] = {}
     labels = labels_of("all", 64, CLASSES)
 

@@ -5,7 +5,9 @@
 The small U-Net is trained by the whole framework at batch 64 on 28 x 28 RGB (experiment=tissue_pixel). After each of
 its steps, a bare loop in the same process makes one step with a copy of the network, the same batch size, loss,
 gradient clipping and optimizer. The ratio of the medians is free of the machine's drift. Validation, previews and
-checkpoints are left out of both: they are work, not overhead. The same is then done on digits.
+checkpoints are left out of both: they are work, not overhead. The same is then done on digits. At last, what the
+machinery of several processes costs where there is one: in turns, accelerator=cpu and cpu_ddp with one device, each
+over the bare loop.
 """
 
 from __future__ import annotations
@@ -65,7 +67,7 @@ class Interleaved(pl.Callback):
         t = objective.time(torch.rand(batch_size, dtype=torch.float64), denoiser.scheduler)
         noise = torch.randn_like(x0)
         alpha, sigma, c = denoiser.coefficients(t)
-        weight = objective.weighting(denoiser.scheduler.log_snr(t), c.out, denoiser.parameterization.sd) * c.out**2
+        weight = objective.weighting(t, denoiser.scheduler, c.out, denoiser.parameterization.sd) * c.out**2
         x_t = scale(alpha, x0) * x0 + scale(sigma, x0) * noise
         target = scale((1 - c.skip * alpha) / c.out, x0) * x0 - scale(c.skip * sigma / c.out, x0) * noise
         answer = denoiser.network(scale(c.input, x0) * x_t, c.noise.float(), {"label": self.labels[chosen]})
@@ -91,21 +93,39 @@ def measure(experiment: str, steps: int, warm_up: int, overrides: list[str]) -> 
     return {"framework_ms": framework, "bare_ms": bare, "overhead_percent": 100 * (framework / bare - 1)}
 
 
+def machinery(experiment: str, steps: int, repeat: int, overrides: list[str]) -> dict[str, Any]:
+    """What accelerator=cpu_ddp with one device adds to a step of accelerator=cpu, of `repeat` turns the median."""
+    kinds = {"cpu": ["accelerator=cpu"], "cpu_ddp": ["accelerator=cpu_ddp", "accelerator.devices=1"]}
+    found: dict[str, list[float]] = {kind: [] for kind in kinds}
+    for _ in range(repeat):
+        for kind, words in kinds.items():
+            row = measure(experiment, steps, 5, [*overrides, *words])
+            found[kind].append(row["framework_ms"] / row["bare_ms"])
+    plain, ddp = (statistics.median(ratios) for ratios in found.values())
+    return {"over_bare": found, "overhead_percent": 100 * (ddp / plain - 1)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--repeat", type=int, default=5, help="turns of the last comparison")
+    parser.add_argument("--machinery-only", action="store_true")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "benchmarks" / "overhead.json")
     options = parser.parse_args()
     logging.disable(logging.INFO)
-    rows = {
+    rows = {} if options.machinery_only else {
         "small U-Net, 28x28 RGB, batch 64": measure("tissue_pixel", options.steps, 20, ["network=small"]),
         "digits_pixel": measure("digits_pixel", 2 * options.steps, 20, []),
-    }
+    }  # fmt: skip
     print(f"{'':34}{'framework':>12}{'bare loop':>12}{'overhead':>10}   (medians of a step)")
     for name, row in rows.items():
         print(f"{name:34}{row['framework_ms']:>9.1f} ms{row['bare_ms']:>9.1f} ms{row['overhead_percent']:>+9.1f}%")
+    ddp = machinery("digits_pixel", options.steps // 2, options.repeat, [])
+    print(f"digits_pixel, cpu_ddp with one device over cpu: {ddp['overhead_percent']:+.1f}%  {ddp['over_bare']}")
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps({"machine": machine(), "steps": options.steps, "rows": rows}, indent=2) + "\n")
+    options.out.write_text(
+        json.dumps({"machine": machine(), "steps": options.steps, "rows": rows, "ddp": ddp}, indent=2) + "\n"
+    )
 
 
 if __name__ == "__main__":

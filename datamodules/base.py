@@ -248,7 +248,11 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         return self._loader(split, EndlessBatches(len(split), self.batch_size, self.seed, order=self.order, **place))
 
     def val_dataloader(self) -> Batches | DataLoader:
-        """Up to `validation_limit` samples, the same ones for every seed, so that curves compare."""
+        """Up to `validation_limit` samples, the same ones for every seed, so that curves compare.
+
+        The processes take the batches in turn. One that has none left in the last round gets one sample of id -1, which
+        counts for nothing: all make the same number of steps, for they wait for each other.
+        """
         # Shuffled first, because many files are sorted by class.
         order = epoch_order(len(self.split("val")), 0, 0)
         return self._once("val", order[: self.validation_limit])
@@ -260,7 +264,9 @@ class ImageDataModule(pl.LightningDataModule, ABC):
     def _once(self, name: str, order: Tensor) -> Batches | DataLoader:
         batches = order.split(self.batch_size)
         if self.trainer is not None:
-            batches = batches[self.trainer.global_rank :: self.trainer.world_size]
+            count = self.trainer.world_size
+            fillers = [torch.tensor([-1])] * (-len(batches) % count)
+            batches = [*batches, *fillers][self.trainer.global_rank :: count]
         return self._loader(self._on_device(name), batches)
 
     def _loader(self, split: Split, order: Iterable[Tensor]) -> Batches | DataLoader:

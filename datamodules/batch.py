@@ -14,7 +14,7 @@ class Batch(TypedDict, total=False):
     image: float32 (B, C, *S) in [-1, 1]; S is 2-D or 3-D. Of latent data the image's moments (see latents.py)
     label: int64 (B,) class index, or float32 (B, K) of zeros and ones where several classes hold at once
     mask:  float32 (B, 1, *S) of class indices 0 .. K - 1: zeros and ones where there are two
-    id:    int64 (B,) index within the split
+    id:    int64 (B,) index within the split; -1 of what counts for nothing, see `ImageDataModule.val_dataloader`
     """
 
     image: Tensor

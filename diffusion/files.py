@@ -1,10 +1,12 @@
-"""Files that are either whole or not there."""
+"""Files that are either whole or not there, and files that one process at a time has."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 
 def replace_file(path: Path, write: Callable[[Path], None], keep: Path | None = None) -> None:
@@ -24,6 +26,20 @@ def replace_file(path: Path, write: Callable[[Path], None], keep: Path | None = 
         _sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def claim(path: Path, wait: bool = False) -> IO | None:
+    """The file, made if need be, open and locked until it is closed or this process ends.
+
+    wait: while another process has it, rather than to answer None
+    """
+    file = path.open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    return file
 
 
 def _sync_folder(folder: Path) -> None:

@@ -39,6 +39,7 @@ MAY_DIFFER = (
     "checkpoint",
     "trainer.max_steps",
     "trainer.max_time",
+    "trainer.accumulate_grad_batches",
     "logger",
     "accelerator",
     "dataset.root",
@@ -56,6 +57,7 @@ MAY_DIFFER = (
     "network.base",
     "finetune.from",
     "wandb_id",
+    "processes",
 )
 
 
@@ -98,6 +100,11 @@ class Run:
     @property
     def checkpoints(self) -> Path:
         return self.directory / "checkpoints"
+
+    @property
+    def processes(self) -> int:
+        """How many processes the run began with."""
+        return self.config.get("processes") or 1
 
     @cached_property
     def spec(self) -> DataSpec:

@@ -18,9 +18,11 @@ from tests.training import built, composed
 
 CONTRACT = """experiment model network scheduler parameterization objective sampler grid guidance codec dataset
 accelerator optimizer logger callbacks"""
-GROUPS = {*CONTRACT.split(), "augmentation", "control", "perceptual", "discriminator", "extractor", "operator"}
-OF_TASKS = {"operator"}
+GROUPS = {*CONTRACT.split(), "augmentation", "control", "perceptual", "discriminator", "extractor", "operator", "space"}
+OF_TASKS = {"operator", "space"}
 """Groups that a task has, and training has not."""
+OF_PAGES = {"publish", "dashboard"}
+"""Tasks that show what is there, and compute nothing."""
 CHOICES = {folder.name: sorted(path.stem for path in folder.glob("*.yaml")) for folder in CONF.iterdir()}
 
 # What the apps give to the target at a key path, or to a target by its name, beside the keys of the yaml.
@@ -41,7 +43,6 @@ GIVEN = {
     "guidance.weak": {"model", "spec", "weights"},
     "dataset": {"seed", "batch_size"},
     "optimizer": {"params"},
-    "logger": {"id", "resume", "save_dir"},
     "callbacks.learning_rate": {"budget"},
     "callbacks.reconstructions": {"folder"},
     "control": {"spec"},
@@ -103,7 +104,7 @@ def options_of(target: type) -> set[str]:
 
 
 def test_the_groups_are_those_of_the_contract():
-    assert set(CHOICES) - {"train.yaml", "task"} == GROUPS
+    assert set(CHOICES) - {"train.yaml", "task", "sweep", "hydra"} == GROUPS
     assert all(CHOICES[group] for group in GROUPS)
 
 
@@ -121,12 +122,13 @@ def test_the_contract_names_its_choices():
         "grid": "uniform quadratic karras log_snr optimised",
         "dataset": """tissue lesions digits bloodmnist breastmnist npz folder csv masks dicom nifti shards sprites
             mnist""",
-        "accelerator": "auto cpu gpu gpu_ddp mps",
-        "logger": "csv wandb wandb_offline",
+        "accelerator": "auto cpu cpu_ddp gpu gpu_ddp gpu_fsdp mps slurm",
+        "sweep": "parts size guidance",
+        "logger": "csv wandb wandb_offline wandb_disabled",
         "guidance": "none classifier_free classifier",
         "codec": "identity autoencoder diffusers one_hot analog_bits",
-        "task": """sample reconstruct denoise evaluate audit utility report doctor shard export tune
-            inpaint translate restore segment anomaly augment""",
+        "task": """sample reconstruct denoise evaluate audit utility report doctor shard export tune tune_grid
+            inpaint translate restore segment anomaly augment publish dashboard""",
     }
     missing = {g: set(names.split()) - set(CHOICES[g]) for g, names in wanted.items()}
     assert not any(missing.values()), missing
@@ -235,9 +237,12 @@ def test_the_root_keys_and_their_defaults():
 
 
 def test_tasks_have_the_keys_of_the_contract():
-    for task in CHOICES["task"]:
+    for task in sorted({*CHOICES["task"]} - OF_PAGES):
         config = OmegaConf.load(CONF / "task" / f"{task}.yaml")
         keys = {"run", "out", "overwrite", "n", "seed"}
+        if task == "tune":
+            assert {"train", "space", "study"} <= set(config)  # its folder is the study's, and is gone on with
+            continue
         if OmegaConf.is_missing(config, "train"):
             keys = {"train", "out", "overwrite", "n"}  # the seed is among the words of train.py
         assert keys <= set(config)
@@ -315,8 +320,8 @@ def test_a_sampler_and_a_grid_draw_images(small, sampler, grid):
     cfg = choose(small, sampler=sampler, grid=grid, guidance="classifier_free")
     cfg.grid.steps = 2
     model, module = built(cfg, RGB, std=0.5)
-    if grid == "optimised":  # of a trained run: tests/apps/test_tune.py
-        with pytest.raises(UserError, match="tune"):
+    if grid == "optimised":  # of a trained run: tests/apps/test_tune_grid.py
+        with pytest.raises(UserError, match="tune_grid"):
             model.sampled(module.denoiser, RGB)
         return
     images = model.sampled(module.denoiser.eval(), RGB).sample((3, 8, 8), {"label": torch.tensor([0, 3])}, seeds=[0, 1])

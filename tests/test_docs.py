@@ -23,13 +23,14 @@ QUICK = {
     "report": ["n=1"],
     "likelihood": ["grid.steps=5", "tolerance=0.1"],
     "denoise": ["n=3", "samples=2", "tuned=2", "grid.steps=6"],
-    "tune": ["n=4", "steps=2"],
+    "tune_grid": ["n=4", "steps=2"],
     "segment": ["samples=2", "shown=2"],
     "anomaly": ["n=40", "draws=1", "extractor=random", "shown=2"],
     "inpaint": ["samples=1", "grid.steps=2"],
     "translate": ["classifier=false", "grid.steps=2"],
     "restore": ["samples=1", "grid.steps=2"],
     "augment": ["n=4", "real=false", "classifier=false", "grid.steps=2"],
+    "tune": [*SMALL, "trials=1", "trainer.max_steps=2", "callbacks.evaluation.n=20", "extractor=random"],
     "doctor": ["network=tiny", "network.channels=8", "seconds=0.3"],
 }
 
@@ -126,11 +127,12 @@ def test_training_commands_compose(command, npz):
     words = shlex.split(command.replace("FILE", str(npz)))[2:]
     if "--help" in words:
         return  # tests/apps/test_cli.py runs it
-    trials = [word.split(",")[0] for word in words if word != "-m"] if "-m" in words else words
+    sweeps = "-m" in words or any(word.startswith("sweep=") for word in words)
+    trials = [word.split(",")[0] for word in words if word != "-m"] if sweeps else words
     cfg = composed(trials)
     for word in trials:
         key, value = word.split("=", 1)
-        assert key in cfg or "." in key
+        assert key in cfg or "." in key or key == "sweep" or key == "hydra/launcher"
         if (CONF / key).is_dir():
             assert (CONF / key / f"{value}.yaml").is_file()
 
@@ -148,7 +150,8 @@ def test_the_command_for_a_file_of_ones_own_trains(npz, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", commands("python -m diffusion"))
-def test_task_commands_run(command, runs, samples, results, variants, npz, tmp_path):
+def test_task_commands_run(command, runs, samples, results, variants, npz, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "wandb"))
     task, *words = shlex.split(command)[3:]
     if "--help" in words or "codec=diffusers" in words or "pipeline=SD_DIR" in words:
         return  # tests/apps/test_cli.py, test_latent.py, which makes such an autoencoder, and test_augment.py run these
@@ -159,7 +162,7 @@ def test_task_commands_run(command, runs, samples, results, variants, npz, tmp_p
     words = [re.sub(r"^codec.run=.*", f"codec.run={runs['vae']}", word) for word in words]
     words = [re.sub(r"^(guidance.classifier.run)=.*", rf"\1={runs['classifier']}", word) for word in words]
     words = [re.sub(r"^variants=RUN_DIR.*", f"variants={variants}", word) for word in words]
-    words = [re.sub(r"^n=.*", "n=4", word) for word in words]
+    words = [re.sub(r"^n=.*", "n=4", word) for word in words if not word.startswith("logger=")]
     words = [re.sub(r"^images=FILE.*", f"images={samples}", word) for word in words]
     elsewhere = of_npz(npz) if "dataset=npz" in words else samples
     words = [re.sub(r"^samples=.*", f"samples={elsewhere}", word) for word in words]
@@ -170,10 +173,20 @@ def test_task_commands_run(command, runs, samples, results, variants, npz, tmp_p
     words = [re.sub(r"^dataset.path=FILE", f"dataset.path={npz}", word) for word in words]
     words = [re.sub(r"^max_copies=.*", "max_copies=1", word) for word in words]
     words = [word.replace("[A,B]", f"[{results},{results}]") for word in words]
-    device = {"doctor": ["accelerator=cpu"], "shard": [], "export": []}.get(task, ["device=cpu"])
+    if task == "publish":
+        tasks.main([task, *words, "logger=wandb_offline"])
+        assert list(runs[kind].glob("wandb/offline-run-*"))
+        return
+    if task == "tune":
+        tasks.main([task, *words, *QUICK[task], f"runs_dir={tmp_path}"])
+        assert [path.name for path in tmp_path.glob("studies/*/study.html")] == ["study.html"]
+        return
+    device = {"doctor": ["accelerator=cpu"], "shard": [], "export": [], "dashboard": []}.get(task, ["device=cpu"])
     tasks.main([task, *words, *QUICK.get(task, []), f"out={tmp_path / 'out'}", *device])
     if task == "report":
         assert (tmp_path / "out" / "report.html").is_file()
+    elif task == "dashboard":
+        assert (tmp_path / "out" / "dashboard.json").is_file()
     elif "compare" not in command:
         assert list((tmp_path / "out").glob("*.png")) and (tmp_path / "out" / "metrics.json").is_file()
 

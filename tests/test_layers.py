@@ -12,11 +12,11 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 LEVELS = {
-    0: "schedulers parameterizations grids operators augmentations averages random errors files provenance",
+    0: "schedulers parameterizations grids operators augmentations averages random errors files processes provenance",
     1: "denoiser codecs networks",
     2: "samplers guidance objectives generative",
     3: "tasks metrics extractors controls",
-    4: "modules callbacks models runs finetune",
+    4: "modules callbacks models runs finetune strategies",
     5: "apps __main__ train",
 }
 LEVEL = {unit: level for level, units in LEVELS.items() for unit in units.split()}

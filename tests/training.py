@@ -4,8 +4,10 @@ import itertools
 import multiprocessing
 import os
 import signal
+import socket
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -86,8 +88,9 @@ def _kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _child(overrides: list[str], kill: str | tuple[int, float] | None) -> None:
+def _child(overrides: list[str], kill: str | tuple[int, float] | None, environment: dict[str, str]) -> None:
     torch.set_num_threads(1)
+    os.environ.update(environment)
     if kill == "checkpoint":
         save = torch.save
 
@@ -129,11 +132,52 @@ def start_training(
     """Train in a process of its own.
 
     It kills itself (SIGKILL) in the middle of writing a "checkpoint", or at its n-th step and so many seconds on.
-
-    A fork server has done the imports, so that a start costs a tenth of a second.
     """
+    return started(_child, [*base, f"runs_dir={runs_dir}", "run_id=run", *overrides], kill, {})
+
+
+def start_together(
+    runs_dir: Path,
+    *overrides: str,
+    count: int,
+    accelerator: str = "cpu_ddp",
+    told: Mapping[str, str] | None = None,
+    base: Sequence[str] = SMALL,
+) -> list[multiprocessing.Process]:
+    """Train one run in so many processes, which are told of each other as torchrun does it.
+
+    told: what else is in their environment
+    """
+    words = [*base, f"runs_dir={runs_dir}", "run_id=run", f"accelerator={accelerator}", *overrides]
+    return [started(_child, words, None, environment | (told or {})) for environment in as_torchrun(count)]
+
+
+def as_torchrun(count: int) -> list[dict[str, str]]:
+    """The environments of so many processes on one machine."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "GROUP_RANK": 0, "GROUP_WORLD_SIZE": 1}
+    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "none"}
+    each = [common | {"RANK": rank, "LOCAL_RANK": rank} for rank in range(count)]
+    return [{name: str(value) for name, value in environment.items()} for environment in each]
+
+
+def join(processes: Sequence[multiprocessing.Process], timeout: float = 120.0) -> list[int | None]:
+    """Their statuses; None of one that has not ended in time, which is killed."""
+    deadline = time.monotonic() + timeout
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))
+    statuses = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+    return statuses
+
+
+def started(body: Callable, *arguments: object) -> multiprocessing.Process:
+    """A process at work on this; a fork server has done the imports, so that a start costs a tenth of a second."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.training", "diffusion.apps.train", "datamodules.digits"])
-    process = context.Process(target=_child, args=([*base, f"runs_dir={runs_dir}", "run_id=run", *overrides], kill))
+    process = context.Process(target=body, args=arguments)
     process.start()
     return process

@@ -52,7 +52,7 @@ class OnDisk(ABC):
             return self._at(range(len(self))[places])
         if places.dtype is torch.bool:
             places = places.nonzero().squeeze(1)
-        return self._at(places.tolist())
+        return self._at([range(len(self))[place] for place in places.tolist()])
 
     def _at(self, rows: range | list[int]) -> Tensor:
         if self._rows is not None:

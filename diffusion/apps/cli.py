@@ -1,4 +1,7 @@
-"""How a command ends: a user's mistake is one line and status 2, a failed gate 1, a stop by a signal 75, Ctrl-C 130."""
+"""How a command ends: a user's mistake is one line and status 2, a stop by a signal 75, Ctrl-C 130.
+
+A failed gate, and a process that the others of its run have left alone, is one line and status 1.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +23,9 @@ from hydra.errors import (
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from diffusion.errors import GateFailed, Stopped, UserError
+from diffusion.errors import Abandoned, GateFailed, Stopped, UserError
 
-GATE_FAILED, USER_ERROR, STOPPED, INTERRUPTED = 1, 2, 75, 130
+EXIT_FAILED, EXIT_USER_ERROR, EXIT_STOPPED, EXIT_INTERRUPTED = 1, 2, 75, 130
 
 
 def run(body: Callable[[], object]) -> None:
@@ -33,21 +36,21 @@ def run(body: Callable[[], object]) -> None:
         error = _outcome(body)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        sys.exit(EXIT_INTERRUPTED)
     if error is None:
         return
     if isinstance(error, Stopped):
         if str(error):
             print(error, file=sys.stderr)
-        sys.exit(STOPPED)
-    if isinstance(error, GateFailed):
+        sys.exit(EXIT_STOPPED)
+    if isinstance(error, GateFailed | Abandoned):
         print(error, file=sys.stderr)
-        sys.exit(GATE_FAILED)
+        sys.exit(EXIT_FAILED)
     line = explain(error)
     if full or line is None:
         raise error
     print(f"error: {line}", file=sys.stderr)
-    sys.exit(USER_ERROR)
+    sys.exit(EXIT_USER_ERROR)
 
 
 def _outcome(body: Callable[[], object]) -> Exception | None:
@@ -145,6 +148,8 @@ def _missing_choice(message: str) -> str:
     if not found:
         return _one_line(message)
     group, name, options = found.groups()
+    if group == "hydra/launcher" and name in ("joblib", "submitit_local", "submitit_slurm"):
+        return f'{group}={name} is not installed: pip install -e ".[sweeps]"'
     return f"{group}={name}: there is no such choice; {suggest(name, options.split())}"
 
 

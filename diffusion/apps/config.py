@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,16 @@ from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from diffusion.errors import UserError
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
+
+
+def readable(words: Sequence[str]) -> list[str]:
+    """A command's words, with quotes around paths that Hydra takes for more than a text, as run=runs/a/lr=1,seed=2."""
+    plain = re.compile(r"""(?P<key>[^=]+)=(?P<path>[^'"\[{(]*/[^'"\[\]{}()]*)""")
+    found = [plain.fullmatch(word) for word in words]
+    return [
+        f"{match['key']}='{match['path']}'" if match and set(match["path"]) & set("=, ") else word
+        for match, word in zip(found, words, strict=True)
+    ]
 
 
 @dataclass
@@ -92,8 +103,8 @@ def choice_of(group: str, name: str) -> DictConfig:
     return OmegaConf.merge(*(choice_of(group, base) for base in bases), loaded)
 
 
-OPEN = ("experiment", "accelerator", "logger")
-"""Groups whose values Lightning takes in many types, and checks itself."""
+OPEN = ("experiment", "sweep", "accelerator")
+"""Groups that are not a part of the config, and those whose values Lightning takes in many types, and checks itself."""
 
 
 def check_types(config: DictConfig, choices: Mapping[str, str]) -> None:

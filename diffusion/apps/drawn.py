@@ -16,10 +16,11 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from diffusion import __version__
-from diffusion.apps.output import progress
+from diffusion.apps.output import leave_to_the_first, progress
 from diffusion.codecs import fingerprint_of
 from diffusion.files import replace_file
 from diffusion.generative import GenerativeModel
+from diffusion.processes import place
 from diffusion.runs import Run
 from diffusion.tasks.sample import of_label, sample
 
@@ -77,6 +78,7 @@ def draw(
     receipt["from_cache"] = min(n, len(images))
     if len(images) < n:
         images = _more(generative, config, labels, images, n, path)
+    leave_to_the_first()
     return images[:n], labels, receipt
 
 
@@ -84,14 +86,15 @@ def _more(
     generative: GenerativeModel, config: DictConfig, labels: Tensor | None, images: Tensor, n: int, path: Path
 ) -> Tensor:
     shape, since = images.shape[1:], time.monotonic()
+    rank, processes = place()
     with progress() as bar:
         task = bar.add_task("sampling", total=n, completed=len(images))
         while len(images) < n:
-            stop = min(n, len(images) + config.batch_size)
+            stop = min(n, len(images) + processes * config.batch_size)
             new = sample(generative, shape, stop, of_label(labels), config.seed, config.batch_size, first=len(images))
             images = torch.cat([images, new])
             bar.update(task, completed=len(images))
-            if len(images) == n or time.monotonic() - since > KEPT_EVERY:
+            if rank == 0 and (len(images) == n or time.monotonic() - since > KEPT_EVERY):
                 keep(path, images)
                 since = time.monotonic()
     return images

@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from diffusion.errors import UserError
+from diffusion.errors import Helped, UserError
 from diffusion.metrics.bootstrap import Interval, interval
+from diffusion.processes import place
 
 _made: list[Path] = []
 """Folders that `output_folder` has made since `tidy` was entered, the innermost first."""
@@ -40,12 +41,20 @@ def output_folder(path: str | Path, overwrite: bool) -> Path:
         raise UserError(f"out={path} is a file: give a folder")
     if path.exists() and any(path.iterdir()) and not overwrite:
         raise UserError(f"out={path} holds results already: give another out=, or overwrite=true")
+    if place()[0] > 0:
+        return path  # the first process makes it, and writes
     _made.extend(folder for folder in (path, *path.parents) if not folder.exists())
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"out={path} cannot be made: {error.strerror}") from error
     return path
+
+
+def leave_to_the_first() -> None:
+    """What follows is for the first of several processes; the others have Helped, which is raised in them."""
+    if place()[0] > 0:
+        raise Helped
 
 
 def entry(found: Interval, n: int) -> dict[str, float | int]:
@@ -101,4 +110,5 @@ def progress() -> Progress:
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         console=Console(stderr=True),
+        disable=place()[0] > 0,
     )

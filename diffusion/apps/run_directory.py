@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import csv
-import fcntl
 import logging
-import os
 import secrets
 import sys
 import time
@@ -16,57 +14,40 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from diffusion.apps.launchers import RUN_LOCK, first_process
 from diffusion.errors import UserError
-from diffusion.files import remove_temporaries, replace_file
+from diffusion.files import claim, remove_temporaries, replace_file
 from diffusion.models import another_codec
 from diffusion.runs import Run, differences
 
-LOCK, LOG = ".lock", "train.log"
-
-
-def first_process() -> bool:
-    """Whether this is the process, of those that train one run together, that writes its files."""
-    names = ["RANK", "LOCAL_RANK", "NODE_RANK", *(["SLURM_PROCID"] if started_by_srun() else [])]
-    return all(os.environ.get(name, "0") == "0" for name in names)
-
-
-def started_by_srun() -> bool:
-    """Whether Slurm has started several processes; in a plain batch script it numbers the only one."""
-    return "SLURM_PROCID" in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1
+LOG = "train.log"
 
 
 @contextmanager
-def claimed(directory: Path, patience: float = 60.0) -> Iterator[None]:
+def claimed(directory: Path) -> Iterator[None]:
     """The directory, made if need be, and closed to other runs; the processes of one run share it.
 
-    Raises UserError if another run is at work in it, it cannot be made, or the first process does not begin the run
-    within `patience` seconds.
+    Raises UserError if another run is at work in it, or it cannot be made.
     """
     if not first_process():
-        deadline = time.monotonic() + patience
-        while not (directory / "config.yaml").exists():
-            if time.monotonic() > deadline:
-                raise UserError(f"the first process has not begun run {directory}: look for its error")
-            time.sleep(0.1)
         yield
         return
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        file = (directory / LOCK).open("w")
+        file = claim(directory / RUN_LOCK)
     except OSError as error:
         raise UserError(f"cannot make the run directory {directory}: {error.strerror}; set runs_dir") from error
+    if file is None:
+        raise UserError(f"run {directory} is at work in another process: wait for it, or stop it")
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(f"run {directory} is at work in another process: wait for it, or stop it") from error
         remove_temporaries(directory)
         yield
 
 
 def find_run(directory: Path, cfg: DictConfig) -> Run | None:
     """The run to go on with, if there is one. Raises UserError if it may not go on with this config."""
-    if not directory.exists() or all(path.name in (LOCK, LOG) or path.suffix == ".tmp" for path in directory.iterdir()):
+    passing = (RUN_LOCK, LOG)
+    if not directory.exists() or all(path.name in passing or path.suffix == ".tmp" for path in directory.iterdir()):
         return None
     run = Run.open(directory)
     if cfg.resume == "never":
@@ -88,6 +69,26 @@ def find_run(directory: Path, cfg: DictConfig) -> Run | None:
             f"run {directory} was made with another config ({'; '.join(changed)}): use the same one, or another run_id"
         )
     cfg.wandb_id = run.config.wandb_id
+    return run
+
+
+def begun(
+    directory: Path,
+    cfg: DictConfig,
+    files: Sequence[tuple[str, str, str]] | None = None,
+    patience: float = 60.0,
+) -> Run:
+    """The run to go on with, or a new one, which the first process begins and the others wait for.
+
+    Raises UserError as `find_run` does, and if the first process does not begin it within `patience` seconds.
+    """
+    if first_process():
+        return find_run(directory, cfg) or start_run(directory, cfg, files)
+    deadline = time.monotonic() + patience
+    while (run := find_run(directory, cfg)) is None:
+        if time.monotonic() > deadline:
+            raise UserError(f"the first process has not begun run {directory}: look for its error")
+        time.sleep(0.1)
     return run
 
 

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from datamodules.batch import DataSpec
 from diffusion.apps.conditions import Asked, adherence, asked_for, judge_of, save_pairs
-from diffusion.apps.output import best_device, output_folder, progress
+from diffusion.apps.output import best_device, leave_to_the_first, output_folder, progress
 from diffusion.errors import UserError
+from diffusion.processes import place
 from diffusion.runs import Run
 from diffusion.tasks.edit_figure import save_columns
 from diffusion.tasks.pictures import columns_of, save_animation, save_grid
@@ -74,6 +75,7 @@ def main(config: DictConfig) -> None:
             on_batch=lambda done: bar.update(task, completed=done),
             convert=to_uint8 if config.bits == 8 else to_uint16,
         )
+    leave_to_the_first()
     seconds = time.perf_counter() - start
     write_images(out, images, labels, trajectory)
     steered = write_steered(out, asked, eight_bits(images), judge, config, device) if asked else {}
@@ -82,7 +84,7 @@ def main(config: DictConfig) -> None:
         "seed": config.seed,
         "seconds": round(seconds, 3),
         "images_per_second": round(config.n / seconds, 2),
-        "evaluations_per_image": evaluations() / config.n,
+        "evaluations_per_image": evaluations() / -(-config.n // place()[1]),
         "sampler": config.sampler._target_.rsplit(".", 1)[-1],
         "steps": config.grid.steps,
         "guidance": config.guidance.scale if config.guidance else None,

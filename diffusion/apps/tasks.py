@@ -2,7 +2,8 @@
 
 A task is a module of this package with `main(config)`, and conf/task/TASK.yaml with its keys and their defaults. A key
 that is the name of a group (sampler, dataset, ...) is the run's own choice where the yaml holds null, unless another is
-named. A task whose yaml has the key `train` takes the words of train.py beside its own: what they compose is there.
+named. A task whose yaml has the key `train` takes the words of train.py beside its own: what they compose is there. One
+that has the key `space` as well takes sweeps among them: they are there, key -> sweep.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
@@ -18,9 +20,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from diffusion.apps.cli import keys_of, suggest, suggest_key
-from diffusion.apps.config import CONF, check_type, choice_of, training_config
-from diffusion.errors import UserError
+from diffusion.apps.config import CONF, check_type, choice_of, readable, training_config
+from diffusion.errors import Helped, UserError
 
+SHARED = ("sample", "evaluate", "audit", "utility")
+"""The tasks whose images several processes draw together, started by torchrun; the first one does all else."""
 log = logging.getLogger("diffusion")
 
 
@@ -29,7 +33,7 @@ def main(arguments: Sequence[str]) -> None:
     names = sorted(path.stem for path in (CONF / "task").glob("*.yaml"))
     if not arguments or arguments[0] in ("-h", "--help"):
         print(f"usage: python -m diffusion TASK run=RUN_DIR [key=value ...]\ntasks: {', '.join(names)}")
-        print("doctor takes the words of train.py: python -m diffusion doctor experiment=NAME [key=value ...]")
+        print("doctor and tune take the words of train.py: python -m diffusion doctor experiment=NAME [key=value ...]")
         print("python -m diffusion TASK --help lists a task's keys")
         return
     task, overrides = arguments[0], arguments[1:]
@@ -42,12 +46,17 @@ def main(arguments: Sequence[str]) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     config = OmegaConf.load(path)
     if OmegaConf.is_missing(config, "train"):
-        own, words = divided(overrides, config)
+        own, words, sweeps = divided(overrides, config)
         apply(config, (), parse(own))
+        if "space" in config:
+            config.space = space_of(config.space, words, sweeps)
+        elif sweeps:
+            key, sweep = next(iter(sweeps.items()))
+            raise UserError(f"{key}={sweep}: one config is looked at at a time; give one value")
         config.train = training_config(words)
         call(task, config)
         return
-    pairs = parse(overrides)
+    pairs = parse(readable(overrides))
     if OmegaConf.is_missing(config, "run") and "run" not in pairs:
         raise UserError(f"{task} needs run=RUN_DIR, the folder that train.py printed")
     if "samples" in config and not {"run", "samples", "compare"} & pairs.keys():
@@ -71,14 +80,20 @@ def main(arguments: Sequence[str]) -> None:
 def call(task: str, config: DictConfig) -> None:
     """Run the task; where it is refused or stopped, no empty folder of results stays behind."""
     module = import_module(f"diffusion.apps.{task}")
+    from diffusion.apps.launchers import first_process, launched
     from diffusion.apps.output import tidy
+    from diffusion.processes import joined
 
-    with tidy():
+    if launched() > 1 and task not in SHARED:
+        raise UserError(f"{task} works in one process, and {launched()} were started: leave torchrun out")
+    if not first_process():
+        logging.getLogger().setLevel(logging.ERROR)
+    with tidy(), joined(), suppress(Helped):
         module.main(config)
 
 
 def tuned_grid(directory: Path, sampler: DictConfig, steps: int) -> Path:
-    """Where a run keeps the grid that `tune` found for a sampler and a number of steps."""
+    """Where a run keeps the grid that `tune_grid` found for a sampler and a number of steps."""
     return directory / "grids" / f"{sampler._target_.rsplit('.', 1)[-1]}_{steps}.json"
 
 
@@ -94,7 +109,7 @@ def tuned_levels(config: DictConfig) -> list[float]:
         name, there = path.stem.rpartition("_")[0], sorted(found.stem for found in path.parent.glob("*.json"))
         raise UserError(
             f"grid=optimised: {path} is not there (there are: {', '.join(there) or 'none yet'}); tune it first: "
-            f"python -m diffusion tune run={config.run} sampler={name} steps={config.grid.steps}"
+            f"python -m diffusion tune_grid run={config.run} sampler={name} steps={config.grid.steps}"
         ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged: tune it again with overwrite=true") from error
@@ -103,15 +118,24 @@ def tuned_levels(config: DictConfig) -> list[float]:
     return levels
 
 
-def divided(overrides: Sequence[str], config: DictConfig) -> tuple[list[str], list[str]]:
-    """The words that set keys of the task, and the others, which are for train.py."""
-    own, words = [], []
+def divided(overrides: Sequence[str], config: DictConfig) -> tuple[list[str], list[str], dict[str, str]]:
+    """The words that set keys of the task; the others, which are for train.py; and of these, key -> sweep."""
+    own, words, sweeps = [], [], {}
     for override in OverridesParser.create().parse_overrides(list(overrides)):
-        if override.is_sweep_override():
-            raise UserError(f"{override.input_line}: one config is looked at at a time; give one value")
         mine = override.key_or_group in config and override.key_or_group != "train"
-        (own if mine else words).append(override.input_line)
-    return own, words
+        if override.is_sweep_override() and not mine:
+            key = override.get_key_element()
+            sweeps[key] = override.input_line.removeprefix(f"{key}=")
+        else:
+            (own if mine else words).append(override.input_line)
+    return own, words, sweeps
+
+
+def space_of(name: object, words: Sequence[str], sweeps: dict[str, str]) -> dict[str, str]:
+    """What is searched, key -> sweep: a ready space, changed by the sweeps and without what the words settle."""
+    ready = dict(chosen("space", str(name))) if name is not None else {}
+    settled = {word.split("=", 1)[0] for word in words}
+    return {key: sweep for key, sweep in {**ready, **sweeps}.items() if key not in settled}
 
 
 def parse(overrides: Sequence[str]) -> dict[str, object]:

@@ -6,41 +6,38 @@ import logging
 import os
 import re
 import secrets
+import signal
+import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytorch_lightning as pl
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from diffusion import callbacks as cb
 from diffusion.apps.begin import based_on, module_of
 from diffusion.apps.config import CONF, check_types
-from diffusion.apps.run_directory import (
-    LOG,
-    claimed,
-    find_run,
-    first_process,
-    held_back,
-    logging_to,
-    start_run,
-    started_by_srun,
-)
-from diffusion.errors import Stopped, UserError
+from diffusion.apps.launchers import RUN_ID, SWEEP, first_process, job_id, launched
+from diffusion.apps.run_directory import LOG, begun, claimed, find_run, held_back, logging_to
+from diffusion.apps.slurm import requeue
+from diffusion.apps.trials import trial_id
+from diffusion.errors import Abandoned, Stopped, UserError
 from diffusion.models import PARTS, Model, factory
-from diffusion.random import seed_of
 from diffusion.runs import Run, build_model, data_section, datamodule_of
+from diffusion.strategies import FullyShard
 
 log = logging.getLogger("diffusion")
 
-RUN_ID = "MED_DIFFUSION_RUN_ID"
-"""Tells the processes that Lightning starts for one run its id."""
-LAUNCHER_VARIABLES = ("LOCAL_RANK", "TORCHELASTIC_RUN_ID")
+LEARNT = ("data", "processes", "wandb_id")
+"""What config.yaml holds beside what was asked for: of the data, of the processes that began the run, of its page."""
 
 
 def train(cfg: DictConfig) -> None:
@@ -48,8 +45,9 @@ def train(cfg: DictConfig) -> None:
 
     Raises UserError for what the user can mend, and Stopped after a signal, when the state has been saved.
     """
-    with cb.StopSignals() as signals:
-        signals.at_once = True
+    with cb.StopSignals() as signals, requeued(signals):
+        # A process that Lightning has started is not alone: it stops with the others, at a step.
+        signals.at_once = RUN_ID not in os.environ
         budget = check(cfg)
         cfg = settled(cfg)
         with held_back() as said:
@@ -63,12 +61,16 @@ def train(cfg: DictConfig) -> None:
 
         directory = Path(cfg.runs_dir) / cfg.experiment / cfg.run_id
         # All that can refuse does so before the run is begun.
+        page = page_of(cfg)
         module.configure_optimizers()
         trainer = make_trainer(cfg, directory, callbacks_of(directory, cfg, model, module, datamodule, budget, signals))
-        find_run(directory, cfg)
+        if isinstance(trainer.strategy, FullyShard):
+            trainer.strategy.check(module)
+        cfg.processes = trainer.world_size
+        divide_steps(trainer, cfg, find_run(directory, cfg))
         signals.at_once = False
         with claimed(directory), logging_to(directory / LOG):
-            run = find_run(directory, cfg) or start_run(directory, cfg, data.files)
+            run = begun(directory, cfg, data.files)
             checkpoint = run.newest_checkpoint()
             if first_process():
                 run.set_damaged_aside()
@@ -85,9 +87,30 @@ def train(cfg: DictConfig) -> None:
             log.info("%s  %s on %s", directory, network, datamodule.source)
             if checkpoint:
                 log.info("continues from step %d (%s)", step, checkpoint.name)
-            trainer.loggers = loggers_of(run, cfg, step)
-            fit(trainer, cfg, module, datamodule, signals, checkpoint)
+            if changed := other_division(trainer, cfg, run):
+                log.info(changed)
+            trainer.loggers = [metrics_csv(run, step)]
+            if page:
+                trainer.loggers += [page.of(run.directory, OmegaConf.to_container(cfg))]
+            with page or nullcontext():
+                fit(trainer, cfg, module, datamodule, signals, checkpoint)
+                if page:
+                    show_files(page)
             log.info("finished; go on with\n  %s", model.next_command(directory))
+
+
+@contextmanager
+def requeued(signals: cb.StopSignals) -> Iterator[None]:
+    """A body that SIGUSR1 stops, by which Slurm tells that the time is up: its job goes back into the queue.
+
+    After SIGTERM it does not: a preempted job is put back by Slurm itself, and a cancelled one is to end.
+    """
+    try:
+        yield
+    except Stopped:
+        if signals.received == signal.SIGUSR1 and job_id() and first_process():
+            requeue()
+        raise
 
 
 def check(cfg: DictConfig) -> cb.Budget:
@@ -104,13 +127,6 @@ def check(cfg: DictConfig) -> cb.Budget:
             raise UserError(f"{key}={value}: give a number above 0")
     if cfg.trainer.max_steps is None and cfg.trainer.max_time is None:
         raise UserError("the run would never end: set trainer.max_steps or trainer.max_time")
-    multirun = HydraConfig.get().mode == RunMode.MULTIRUN
-    launched = started_by_srun() or any(name in os.environ for name in LAUNCHER_VARIABLES)
-    if multirun and cfg.accelerator.devices != 1 and not launched:
-        raise UserError(
-            f"-m with accelerator.devices={cfg.accelerator.devices}: every process would start the sweep again; "
-            "use one device a trial, or start each trial by torchrun or srun"
-        )
     if cfg.batch_size % cfg.trainer.accumulate_grad_batches:
         raise UserError(
             f"batch_size={cfg.batch_size} cannot be shared by trainer.accumulate_grad_batches="
@@ -128,12 +144,11 @@ def check(cfg: DictConfig) -> cb.Budget:
     typed = [o.split("=", 1)[1].strip("'\"") for o in HydraConfig.get().overrides.task if o.startswith("run_id=")]
     if typed and cfg.run_id is not None:
         cfg.run_id = typed[-1]
-    if multirun and cfg.run_id is not None:
-        raise UserError(
-            f"run_id={cfg.run_id} with -m: the trials make their own ids from their overrides; leave it out"
-        )
     if cfg.run_id is None:
-        cfg.run_id = os.environ.get(RUN_ID) or (sweep_id() if multirun else new_id())
+        multirun = HydraConfig.get().mode == RunMode.MULTIRUN
+        trial = trial_id(HydraConfig.get().overrides.task) if multirun else None
+        job = f"job-{job_id()}" if choices.accelerator == "slurm" and job_id() else None
+        cfg.run_id = os.environ.get(RUN_ID) or trial or job or new_id()
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.,=+-]*", cfg.run_id):
         raise UserError(f"run_id={cfg.run_id}: use letters, digits and _ . , = + - only; it names one folder")
     return cb.Budget.of(cfg.trainer)
@@ -161,18 +176,9 @@ def check_parts(cfg: DictConfig, model: Model) -> None:
 
 def new_id() -> str:
     """An id from the clock."""
-    if not first_process():
+    if launched() > 1:
         raise UserError("several processes were started for one run: give them its name, run_id=NAME")
     return f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-
-
-def sweep_id() -> str:
-    """The id of a multirun's trial: its sorted overrides, so that the same sweep finds the same runs again."""
-    ignored = ("runs_dir=", "logger=", "logger.", "run_id=")
-    overrides = sorted(o for o in HydraConfig.get().overrides.task if not o.lstrip("+~").startswith(ignored))
-    name = re.sub(r"[^A-Za-z0-9_.,=+-]+", "-", ",".join(overrides)).strip(".,=+-") or "defaults"
-    unchanged = name == ",".join(overrides) and len(name) <= 200
-    return name if unchanged else f"{name[:180]}-{seed_of(*overrides):016x}"
 
 
 def clock(seconds: float) -> str:
@@ -180,8 +186,8 @@ def clock(seconds: float) -> str:
 
 
 def settled(cfg: DictConfig) -> DictConfig:
-    """The config resolved, as plain values, with room for what is learnt of the data."""
-    return OmegaConf.create({**OmegaConf.to_container(cfg, resolve=True), "data": None, "wandb_id": None})
+    """The config resolved, as plain values, with room for what is learnt."""
+    return OmegaConf.create({**OmegaConf.to_container(cfg, resolve=True), **dict.fromkeys(LEARNT)})
 
 
 def add_facts(cfg: DictConfig, model: Model, datamodule: pl.LightningDataModule, base: Run | None) -> None:
@@ -201,37 +207,53 @@ def fit(
     signals: cb.StopSignals,
     checkpoint: Path | None,
 ) -> None:
-    """Train from the checkpoint, or from the start. Raises Stopped after a signal."""
+    """Train from the checkpoint, or from the start.
+
+    Raises Stopped after a signal, and Abandoned where another process has died.
+    """
+    started_by_lightning = RUN_ID in os.environ
     os.environ[RUN_ID] = cfg.run_id
     try:
         trainer.fit(module, datamodule, ckpt_path=checkpoint, weights_only=True)
     except Stopped:
         name = signals.received.name if signals.received else "a signal to another process"
         log.info("stopped by %s at step %d, saved; the same command goes on", name, trainer.global_step)
+        if started_by_lightning:
+            sys.exit(0)  # else Lightning kills the first process, which may not have ended yet
         raise
     except Exception as error:
-        if type(error).__module__.startswith("wandb"):
-            raise UserError(f"{error}; `wandb login` first, or use logger=wandb_offline") from error
+        if trainer.world_size > 1 and (isinstance(error, torch.distributed.DistError) or "gloo" in str(error)):
+            raise Abandoned(
+                f"process {trainer.global_rank} is left alone: another process of the run has ended, look for its "
+                "error; the same command goes on from the last checkpoint"
+            ) from error
         raise
     finally:
         del os.environ[RUN_ID]
-        if cfg.logger:
-            import wandb
-
-            # Two runs in one process, as in a multirun, would otherwise share a page.
-            wandb.finish()
 
 
-def loggers_of(run: Run, cfg: DictConfig, step: int) -> list[Logger]:
-    """metrics.csv, cut back to where the run goes on, and the logger that the config asks for."""
-    metrics_csv = cb.MetricsCSV(run.directory / "metrics.csv")
-    metrics_csv.cut_back(step)
+def page_of(cfg: DictConfig) -> cb.WandbPage | None:
+    """The run's page on W&B, if the config asks for one, grouped by its sweep. Raises UserError if W&B refuses."""
     if not cfg.logger:
-        return [metrics_csv]
-    # The id was made with the run, so a run that goes on appends to its own page.
-    identity = {"id": cfg.wandb_id, "name": f"{cfg.experiment}/{cfg.run_id}", "resume": "allow"}
-    config = OmegaConf.to_container(cfg)
-    return [metrics_csv, factory(cfg.logger)(**identity, save_dir=str(run.directory), config=config)]
+        return None
+    if SWEEP in os.environ and cfg.logger.group is None:
+        cfg.logger.group = Path(os.environ[SWEEP]).name
+    return factory(cfg.logger)()
+
+
+def show_files(page: cb.WandbPage) -> None:
+    """The run's files on its page; a warning where W&B does not take them, for the run is finished all the same."""
+    try:
+        page.log_files()
+    except UserError as error:
+        log.warning("%s", error)
+
+
+def metrics_csv(run: Run, step: int) -> cb.MetricsCSV:
+    """The run's metrics.csv, cut back to where the run goes on."""
+    logger = cb.MetricsCSV(run.directory / "metrics.csv")
+    logger.cut_back(step)
+    return logger
 
 
 def make_trainer(cfg: DictConfig, directory: Path, callbacks: list[pl.Callback]) -> pl.Trainer:
@@ -240,18 +262,19 @@ def make_trainer(cfg: DictConfig, directory: Path, callbacks: list[pl.Callback])
     Raises UserError for an accelerator, precision or strategy that Lightning refuses.
     """
     # Its hints on devices, workers and products drown the run's own lines.
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", module="pytorch_lightning")
+    for package in ("pytorch_lightning", "lightning_fabric"):
+        warnings.filterwarnings("ignore", module=package)
+    for logger in ("pytorch_lightning", "lightning_fabric.utilities.distributed"):
+        logging.getLogger(logger).setLevel(logging.WARNING)
     try:
         return pl.Trainer(
-            **cfg.accelerator,
+            **instantiate(cfg.accelerator, _convert_="all"),
             logger=False,
             callbacks=callbacks,
             plugins=[cb.AtomicCheckpointIO()],
             max_epochs=-1,
-            val_check_interval=cfg.trainer.validate_every_n_steps * cfg.trainer.accumulate_grad_batches,
+            val_check_interval=cfg.trainer.validate_every_n_steps,
             check_val_every_n_epoch=None,
-            accumulate_grad_batches=cfg.trainer.accumulate_grad_batches,
             gradient_clip_val=cfg.trainer.gradient_clip_val,
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
@@ -261,8 +284,45 @@ def make_trainer(cfg: DictConfig, directory: Path, callbacks: list[pl.Callback])
             default_root_dir=str(directory),
         )
     except (TypeError, ValueError, RuntimeError, MisconfigurationException) as error:
-        chosen = ", ".join(f"accelerator.{key}={value}" for key, value in cfg.accelerator.items())
+        plain = {key: value for key, value in cfg.accelerator.items() if not isinstance(value, DictConfig)}
+        chosen = ", ".join(f"accelerator.{key}={value}" for key, value in plain.items())
         raise UserError(f"{chosen} is refused: {' '.join(str(error).split())}") from error
+
+
+def divide_steps(trainer: pl.Trainer, cfg: DictConfig, run: Run | None) -> None:
+    """Tell the trainer of how many batches, one after the other, its processes make up a step.
+
+    As many as trainer.accumulate_grad_batches says; where that is what the run began with, and the number of processes
+    is not, the fewest with which no process holds more images at once than those that the run began with. Raises
+    UserError for a batch_size that cannot be divided so, and for other processes than were started.
+    """
+    processes, parts = cfg.processes, cfg.trainer.accumulate_grad_batches
+    if launched() > 1 and trainer.num_devices * trainer.num_nodes != launched():
+        raise UserError(
+            f"{launched()} processes were started, but accelerator.devices={trainer.num_devices} and "
+            f"accelerator.num_nodes={trainer.num_nodes}: use accelerator=gpu_ddp or cpu_ddp, which follow torchrun"
+        )
+    if run and run.processes != processes and run.config.trainer.accumulate_grad_batches == parts:
+        most, share = cfg.batch_size // (run.processes * parts), cfg.batch_size // processes
+        parts = next((n for n in range(1, share + 1) if share % n == 0 and share // n <= most), parts)
+    if cfg.batch_size % (processes * parts):
+        raise UserError(
+            f"batch_size={cfg.batch_size} cannot be shared by {processes} processes x {parts} accumulated batches "
+            f"(trainer.accumulate_grad_batches): choose a multiple of {processes * parts}"
+        )
+    trainer.accumulate_grad_batches = parts
+    trainer.val_check_interval = cfg.trainer.validate_every_n_steps * parts
+
+
+def other_division(trainer: pl.Trainer, cfg: DictConfig, run: Run) -> str | None:
+    """A line that says how a step is divided, where it is not as it was when the run began."""
+    parts, began = trainer.accumulate_grad_batches, run.config.trainer.accumulate_grad_batches
+    if (cfg.processes, parts) == (run.processes, began):
+        return None
+    return (
+        f"processes: {cfg.processes} (began with {run.processes}), accumulated batches: {parts} (began with {began}), "
+        f"of {cfg.batch_size // (cfg.processes * parts)} images in each process"
+    )
 
 
 def callbacks_of(

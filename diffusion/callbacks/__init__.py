@@ -15,6 +15,7 @@ from diffusion.callbacks.progress import ProgressBar
 from diffusion.callbacks.reconstructions import Reconstructions
 from diffusion.callbacks.segmentations import Segmentations
 from diffusion.callbacks.signals import StopSignals
+from diffusion.callbacks.wandb_page import WandbPage
 
 __all__ = [
     "EMA",
@@ -33,4 +34,5 @@ __all__ = [
     "Reconstructions",
     "Segmentations",
     "StopSignals",
+    "WandbPage",
 ]

@@ -10,13 +10,15 @@ import pytorch_lightning as pl
 from omegaconf import DictConfig
 
 from diffusion.errors import UserError
+from diffusion.processes import largest
 
 
 class Budget(pl.Callback):
     """Ends training after max_steps optimizer steps or max_seconds of training, whichever comes first, or by `end`.
 
     The time already used is in the checkpoint, so it counts over restarts, and so is an early end; a final validation
-    follows the last step.
+    follows the last step. Several processes go by the clock of the one that has trained longest, so that they end, and
+    lower their learning rate, together.
     """
 
     def __init__(self, max_steps: int | None, max_seconds: float | None):
@@ -24,6 +26,7 @@ class Budget(pl.Callback):
         self.ended = False
         self._used = 0.0
         self._since: float | None = None
+        self._agreed: float | None = None
 
     @classmethod
     def of(cls, trainer: DictConfig) -> Budget:
@@ -48,7 +51,8 @@ class Budget(pl.Callback):
 
     def _share(self, step: int) -> float:
         by_steps = step / self.max_steps if self.max_steps else 0.0
-        by_time = self.elapsed() / self.max_seconds if self.max_seconds else 0.0
+        elapsed = self.elapsed() if self._agreed is None else self._agreed
+        by_time = elapsed / self.max_seconds if self.max_seconds else 0.0
         return max(by_steps, by_time)
 
     def state_dict(self) -> dict[str, Any]:
@@ -60,11 +64,19 @@ class Budget(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._since = time.monotonic()
+        self._agree(trainer)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
-        reached = self.reached(trainer.global_step)
-        # The processes' clocks differ: they stop together, or wait for each other for ever.
-        trainer.should_stop = trainer.strategy.reduce_boolean_decision(reached, all=False)
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        self._agree(trainer)
+        trainer.should_stop = self.reached(trainer.global_step)
+
+    def _agree(self, trainer: pl.Trainer) -> None:
+        if self.max_seconds and trainer.world_size > 1:
+            self._agreed = largest(self.elapsed())
 
 
 def _seconds(max_time: str | None) -> float | None:

@@ -16,6 +16,7 @@ from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from diffusion.callbacks.signals import StopSignals
 from diffusion.errors import Stopped, UserError
 from diffusion.files import remove_temporaries, replace_file
+from diffusion.processes import largest
 
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
 EXPORTED = "model.safetensors"
@@ -40,6 +41,13 @@ class Checkpoints(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best = state_dict["best"]
 
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
+        # Lightning counts accumulated batches, and a step may be made of another number of them than before.
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for counts in (progress["total"], progress["current"]):
+            more = checkpoint["global_step"] * trainer.accumulate_grad_batches - counts["processed"]
+            counts.update({name: count + more for name, count in counts.items()})
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Lightning has put its own handlers in place by now.
         self.signals.install()
@@ -63,7 +71,8 @@ class Checkpoints(pl.Callback):
         self._settled(trainer)
 
     def _settled(self, trainer: pl.Trainer) -> None:
-        stopped = trainer.strategy.reduce_boolean_decision(self.signals.received is not None, all=False)
+        # One process may have been told alone: all stop, or the others would wait for it for ever.
+        stopped = bool(largest(self.signals.received is not None))
         if trainer.global_step % self.every_n_steps == 0 or trainer.should_stop or stopped:
             self._save(trainer, LAST)
         if stopped and not trainer.should_stop:

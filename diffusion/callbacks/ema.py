@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion.errors import UserError
+from diffusion.processes import dealt_like, whole
 
 
 class EMA(pl.Callback):
@@ -34,7 +35,7 @@ class EMA(pl.Callback):
             self.average = {name: p.detach().float().clone() for name, p in pl_module.trained.named_parameters()}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.average = {name: value.to(pl_module.device) for name, value in self.average.items()}
+        self.average = {name: dealt_like(self.average[name], p) for name, p in pl_module.trained.named_parameters()}
         self._seen = trainer.global_step
 
     @torch.no_grad()
@@ -79,9 +80,9 @@ class EMA(pl.Callback):
             self._weights = None
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
-        learned = dict(pl_module.trained.named_parameters())
-        buffers = {name: value for name, value in pl_module.trained.state_dict().items() if name not in learned}
-        checkpoint["ema"] = self.average | buffers
+        average = {name: whole(value) for name, value in self.average.items()}
+        buffers = {name: value for name, value in pl_module.trained.state_dict().items() if name not in average}
+        checkpoint["ema"] = average | buffers
 
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
         names = [name for name, _ in pl_module.trained.named_parameters()]

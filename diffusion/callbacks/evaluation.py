@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+from torch import Tensor
 
 from diffusion.callbacks.budget import Budget
 from diffusion.callbacks.ema import EMA
@@ -79,7 +80,8 @@ class Evaluation(pl.Callback):
         step = trainer.global_step
         if self.budget.ended or (step % self.every_n_steps and not trainer.should_stop):
             return
-        figures = self._figures(pl_module) if trainer.is_global_zero else None
+        images = self._images(pl_module)
+        figures = self._figures(images, pl_module) if trainer.is_global_zero else None
         figures = trainer.strategy.broadcast(figures)
         for logger in trainer.loggers:
             logger.log_metrics(figures, step=step)
@@ -100,12 +102,12 @@ class Evaluation(pl.Callback):
             self.budget.end()
             trainer.should_stop = True
 
-    def _figures(self, pl_module: pl.LightningModule) -> dict[str, float]:
+    def _images(self, pl_module: pl.LightningModule) -> Tensor:
         labels = labels_of(None, self.n, self.classes)
         with self.ema.applied(pl_module.trained):
-            images = sample(
-                self.generative, self.shape, self.n, of_label(labels), self.seed, batch_size=min(self.n, 256)
-            )
+            return sample(self.generative, self.shape, self.n, of_label(labels), self.seed, batch_size=min(self.n, 256))
+
+    def _figures(self, images: Tensor, pl_module: pl.LightningModule) -> dict[str, float]:
         self.extractor.to(pl_module.device)
         features = extract(self.extractor, images).values
         found, _ = compared(features, self.real)

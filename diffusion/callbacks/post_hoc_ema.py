@@ -16,6 +16,7 @@ from diffusion.averages import combination, decay, exponent
 from diffusion.callbacks.checkpoints import AtomicCheckpointIO, is_whole
 from diffusion.errors import UserError
 from diffusion.files import remove_temporaries
+from diffusion.processes import dealt_like, whole
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ class PostHocEMA(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         for average in self.averages.values():
-            average.update({name: value.to(pl_module.device) for name, value in average.items()})
+            average.update({name: dealt_like(average[name], p) for name, p in pl_module.trained.named_parameters()})
         self._seen = trainer.global_step
         if trainer.is_global_zero and self.folder.is_dir():
             remove_temporaries(self.folder)
@@ -70,18 +71,22 @@ class PostHocEMA(pl.Callback):
         weights = [p.float() for p in pl_module.trained.parameters()]
         for length, average in self.averages.items():
             torch._foreach_lerp_(list(average.values()), weights, 1 - decay(self._seen, GAMMAS[length]))
-        if trainer.is_global_zero and due(self._seen):
-            self._store()
+        if due(self._seen):
+            halves = {k: {name: value.half().cpu() for name, value in a.items()} for k, a in self._whole().items()}
+            if trainer.is_global_zero:
+                self._store(halves)
 
-    def _store(self) -> None:
-        halves = {k: {name: value.half().cpu() for name, value in a.items()} for k, a in self.averages.items()}
+    def _whole(self) -> dict[float, dict[str, Tensor]]:
+        return {k: {name: whole(value) for name, value in average.items()} for k, average in self.averages.items()}
+
+    def _store(self, halves: dict[float, dict[str, Tensor]]) -> None:
         content = {"global_step": self._seen, "profiles": halves}
         AtomicCheckpointIO().save_checkpoint(content, self.folder / f"{self._seen}.ckpt")
         for path in list(stored(self.folder).values())[: -self.snapshots]:
             path.unlink()
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
-        checkpoint["profiles"] = self.averages
+        checkpoint["profiles"] = self._whole()
 
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
         profiles = checkpoint["profiles"].items()

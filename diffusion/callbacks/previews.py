@@ -47,7 +47,7 @@ class Previews(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         step = trainer.global_step
-        if not trainer.is_global_zero or (step % self.every_n_steps and not trainer.should_stop):
+        if step % self.every_n_steps and not trainer.should_stop:
             return
         cond = self.asked(self.n)
         with self.ema.applied(pl_module.trained):
@@ -62,6 +62,8 @@ class Previews(pl.Callback):
                 on_step=trajectory,
                 convert=lambda images: to_uint8(self.generative.codec.shown(images)),
             )
+        if not trainer.is_global_zero:
+            return
         if self.shown:
             images = before_each(to_uint8(self.shown(cond["control"])), images)
         columns = 2 * columns_of((self.n + 1) // 2, None) if self.shown else columns_of(self.n, self.classes)

@@ -15,7 +15,8 @@ class StopSignals:
     """Remembers that SIGTERM, SIGUSR1 or SIGINT came, for the training loop to act on at the next settled moment.
 
     A second SIGINT interrupts at once; and so does any signal, by Stopped, while `at_once` holds: before training there
-    is nothing to settle. Leaving the context gives the signals back to whom they belonged.
+    is nothing to settle. Leaving the context gives the signals back to whom they belonged; but where training was
+    stopped it ends the process, in its own time: torchrun sends SIGTERM when the first of several has ended.
     """
 
     def __init__(self) -> None:
@@ -27,7 +28,9 @@ class StopSignals:
         self.install()
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is Stopped:
+            return
         if threading.current_thread() is threading.main_thread():
             for number, handler in self._before.items():
                 signal.signal(number, handler)

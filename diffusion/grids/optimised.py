@@ -16,7 +16,7 @@ from diffusion.schedulers import NoiseScheduler
 
 @dataclass(frozen=True)
 class Optimised:
-    """Times at the given log-SNRs, rising, then 0. `python -m diffusion tune` finds them, and tasks fill them in.
+    """Times at the given log-SNRs, rising, then 0. `python -m diffusion tune_grid` finds them, and tasks fill them in.
 
     Raises UserError without levels, or unless there are `steps` of them.
     """
@@ -29,7 +29,7 @@ class Optimised:
         if self.levels is None:
             raise UserError(
                 "grid=optimised belongs to a trained run and its sampler: train with another grid, then "
-                f"`python -m diffusion tune run=RUN_DIR steps={self.steps}`"
+                f"`python -m diffusion tune_grid run=RUN_DIR steps={self.steps}`"
             )
         if len(self.levels) != self.steps or not all(a < b for a, b in pairwise(self.levels)):
             raise UserError(f"grid.levels={list(self.levels)}: give grid.steps={self.steps} log-SNRs, rising")

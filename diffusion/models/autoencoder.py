@@ -63,10 +63,12 @@ class Autoencoder(Model):
         spec, config = datamodule.spec, self.config
         network, discriminator = self.network(spec), None
         if config.discriminator:
-            if config.accelerator.devices != 1 and config.accelerator.strategy in ("auto", "ddp"):
+            strategy = config.accelerator.strategy
+            told = strategy.get("find_unused_parameters") if isinstance(strategy, DictConfig) else strategy
+            if config.accelerator.devices != 1 and told in (False, "auto", "ddp"):
                 raise UserError(
                     "the discriminator has no gradient before model.loss.adversarial_start: on several devices use "
-                    "accelerator.strategy=ddp_find_unused_parameters_true"
+                    "accelerator=gpu_ddp accelerator.strategy.find_unused_parameters=true"
                 )
             discriminator = factory(config.discriminator)(in_channels=spec.shape[0], size=list(spec.shape[1:]))
         return AutoencoderModule(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -102,7 +103,7 @@ class Model(ABC):
 
     def next_command(self, directory: Path) -> str:
         """What a user does with a finished run."""
-        return f"python -m diffusion {self.next_task} run={directory}"
+        return f"python -m diffusion {self.next_task} run={shlex.quote(str(directory))}"
 
     def _makes_no_images(self) -> str:
         return (

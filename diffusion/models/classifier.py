@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ class Classifier(Model):
         self.make_network, self.times = network, times
 
     def next_command(self, directory: Path) -> str:
-        guided = f"guidance=classifier guidance.classifier.run={directory}"
+        guided = f"guidance=classifier guidance.classifier.run={shlex.quote(str(directory))}"
         return f"python -m diffusion {self.next_task} run=RUN_DIR {guided}  (RUN_DIR: of the model that it is to guide)"
 
     def _makes_no_images(self) -> str:

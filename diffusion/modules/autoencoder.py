@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from diffusion.modules.places import places
+from diffusion.modules.places import log_validation, places
 from diffusion.networks import Frozen
 from diffusion.objectives import ReconstructionLoss, adaptive_weight, hinge_discriminator, hinge_generator
 from diffusion.random import normal_block
@@ -93,12 +93,4 @@ class AutoencoderModule(pl.LightningModule):
         psnr = -10 * squared.clamp(min=1e-10).log10().mean()
         logged = {"loss": self.loss.total(terms), "psnr": psnr, **terms, **found.statistics}
         for name, value in logged.items():
-            self.log(
-                f"val/{name}",
-                value,
-                on_step=False,
-                on_epoch=True,
-                logger=False,
-                batch_size=len(images),
-                sync_dist=True,
-            )
+            log_validation(self, name, value, batch)

@@ -64,9 +64,9 @@ class ClassifierModule(NoisyModule):
         images = batch["image"]
         logits, t = self._logits(images, self.validation_key(batch_idx), first=0, total=len(images))
         right = self.classifier.right(logits, batch["label"])
-        self.log_validation("loss", -self.classifier.log_likelihood(logits, batch["label"]))
-        self.log_validation("accuracy", right)
-        self.log_by_noise("accuracy_by_noise", self.accuracy_by_noise, right, self.scheduler.log_snr(t))
+        self.log_validation("loss", -self.classifier.log_likelihood(logits, batch["label"]), batch)
+        self.log_validation("accuracy", right, batch)
+        self.log_by_noise("accuracy_by_noise", self.accuracy_by_noise, right, self.scheduler.log_snr(t), batch)
 
     def _logits(self, images: Tensor, key: tuple, first: int, total: int) -> tuple[Tensor, Tensor]:
         """The logits (B, classes) of images at the places first ... of a batch of `total`, and their times (B,)."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
 
 from diffusion.augmentations import Augmentation
 from diffusion.codecs import Codec
@@ -75,6 +76,12 @@ class DiffusionModule(NoisyModule):
         """All that learns, and is averaged: the denoiser, for a scheduler may learn too."""
         return self.denoiser
 
+    def configure_model(self) -> None:
+        """Deal the network out among the processes, if the strategy is to."""
+        if self.device_mesh is not None:
+            # Gathered for each pass, and dealt out again at its end: whoever reads or averages weights sees its share.
+            fully_shard(self.network, mesh=self.device_mesh["data_parallel"], reshard_after_forward=True)
+
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
         key, first, total = self.begin_step(batch_idx, len(batch[self.target]))
         told = {}
@@ -90,8 +97,8 @@ class DiffusionModule(NoisyModule):
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
         images, cond = batch[self.target], self._condition(batch)
         losses, t = self._losses(images, cond, self.validation_key(batch_idx), first=0, total=len(images))
-        self.log_validation("loss", losses)
-        self.log_by_noise("loss_by_noise", self.loss_by_noise, losses, self.denoiser.scheduler.log_snr(t))
+        self.log_validation("loss", losses, batch)
+        self.log_by_noise("loss_by_noise", self.loss_by_noise, losses, self.denoiser.scheduler.log_snr(t), batch)
 
     def _condition(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         told = {name: batch[name] for name in self.condition if name in batch}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from diffusion.augmentations import Augmentation
-from diffusion.modules.places import places
+from diffusion.modules.places import log_validation, places
 from diffusion.random import normal_block, seed_of
 
 LOG_SNR_BINS = (-6.0, -2.0, 2.0, 6.0)
@@ -70,19 +70,18 @@ class NoisyModule(pl.LightningModule):
         """The key of a validation batch's random numbers: the same for all runs."""
         return ("validation", batch_idx * self.trainer.world_size + self.global_rank)
 
-    def log_validation(self, name: str, values: Tensor) -> None:
-        """The mean of values (B,) over the validation split, as val/NAME."""
-        self.log(f"val/{name}", values.mean(), sync_dist=True, **self._logging(values))
+    def log_validation(self, name: str, values: Tensor, batch: Mapping[str, Tensor]) -> None:
+        """The mean of the batch's values (B,) over the validation split, as val/NAME."""
+        log_validation(self, name, values.mean(), batch)
 
-    def log_by_noise(self, prefix: str, metrics: nn.ModuleDict, values: Tensor, log_snr: Tensor) -> None:
-        """The mean of values (B,) in each bin of the log-SNR (B,), as PREFIX/BIN."""
-        bins = torch.bucketize(log_snr, torch.tensor(LOG_SNR_BINS, dtype=torch.float64))
+    def log_by_noise(
+        self, prefix: str, metrics: nn.ModuleDict, values: Tensor, log_snr: Tensor, batch: Mapping[str, Tensor]
+    ) -> None:
+        """The mean of the batch's values (B,) in each bin of the log-SNR (B,), as PREFIX/BIN."""
+        bins = torch.bucketize(log_snr, torch.tensor(LOG_SNR_BINS, dtype=torch.float64)).to(values.device)
         for index, (name, metric) in enumerate(metrics.items()):
-            metric.update(values, (bins == index).to(values))
-            self.log(f"{prefix}/{name}", metric, **self._logging(values))
-
-    def _logging(self, values: Tensor) -> dict[str, object]:
-        return {"on_step": False, "on_epoch": True, "logger": False, "batch_size": len(values)}
+            metric.update(values, ((bins == index) & (batch["id"] >= 0)).to(values))
+            self.log(f"{prefix}/{name}", metric, on_step=False, on_epoch=True, logger=False, batch_size=len(values))
 
 
 def metrics_by_noise() -> nn.ModuleDict:

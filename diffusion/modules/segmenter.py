@@ -57,6 +57,6 @@ class SegmenterModule(NoisyModule):
 
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
         logits, truth = self.segmenter.logits(batch["image"]), batch["mask"][:, 0].long()
-        self.log_validation("loss", segmentation_loss(logits, batch["mask"], self.dice))
+        self.log_validation("loss", segmentation_loss(logits, batch["mask"], self.dice), batch)
         dice = dice_of(confusion(logits.argmax(1), truth, logits.shape[1]))
-        self.log_validation("dice", dice[:, 1:].mean(1))
+        self.log_validation("dice", dice[:, 1:].mean(1), batch)

@@ -12,6 +12,7 @@ from diffusion.codecs import Codec
 from diffusion.denoiser import Cond, Denoiser, NetworkDenoiser
 from diffusion.errors import UserError
 from diffusion.generative import GenerativeModel
+from diffusion.processes import gathered, place
 from diffusion.random import seed_of
 from diffusion.samplers import OnStep
 
@@ -74,19 +75,34 @@ def sample(
 
     shape: of an image, (C, *S); cond: of all n images. Image i depends on (seed, i) and its own condition alone.
     `on_step` sees the steps of the first batch only; `on_batch` is told after each batch how many images are done.
+    Several processes draw a part each, in batches of up to `batch_size`, and all get all images; each must call this.
     Raises UserError if n or batch_size is below 1.
     """
     check_positive(n=n, batch_size=batch_size)
-    images = []
-    for start in range(first, n, batch_size):
-        places = range(start, min(start + batch_size, n))
-        own = {key: values[places.start : places.stop] for key, values in (cond or {}).items()}
-        seeds = [seed_of(seed, place) for place in places]
-        batch = generative.sample(shape, own, seeds=seeds, on_step=on_step if start == first else None)
-        images.append(convert(batch).cpu())
-        if on_batch is not None:
-            on_batch(places.stop)
-    return torch.cat(images)
+    rank, processes = place()
+    share = -(-(n - first) // processes)
+    # Where the parts are not equal, the last image is drawn more than once: all make the same number of steps, for a
+    # network that is dealt out among the processes needs all of them in each.
+    mine = [min(first + rank * share + i, n - 1) for i in range(share)]
+    found: Tensor | UserError
+    try:
+        images = []
+        for start in range(0, share, batch_size):
+            places = mine[start : start + batch_size]
+            own = {key: values[places] for key, values in (cond or {}).items()}
+            seeds = [seed_of(seed, i) for i in places]
+            batch = generative.sample(shape, own, seeds=seeds, on_step=on_step if start == 0 else None)
+            images.append(convert(batch).cpu())
+            if on_batch is not None:
+                on_batch(min(n, first + processes * (start + len(places))))
+        found = torch.cat(images)
+    except UserError as error:  # the others wait, and are to raise it too
+        found = error
+    parts = gathered(found)
+    for part in parts:
+        if isinstance(part, UserError):
+            raise part
+    return torch.cat(parts)[: n - first]
 
 
 def check_positive(**values: int) -> None:

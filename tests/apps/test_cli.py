@@ -6,9 +6,11 @@ import time
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from diffusion.apps import cli
-from diffusion.errors import Stopped, UserError
+from diffusion.apps.config import readable
+from diffusion.errors import Abandoned, Stopped, UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 HELP_SECONDS = 4.0
@@ -66,10 +68,11 @@ def test_the_tasks_say_how_they_are_used(tmp_path):
     [
         (UserError("wrong; do this"), 2, "error: wrong; do this\n"),
         (Stopped(), 75, ""),
+        (Abandoned("left alone"), 1, "left alone\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
         (KeyError("bug"), None, ""),
     ],
-    ids=["mistake", "signal", "Ctrl-C", "bug"],
+    ids=["mistake", "signal", "lost", "Ctrl-C", "bug"],
 )
 def test_how_a_command_ends(monkeypatch, capsys, wrap, error, status, printed):
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
@@ -95,3 +98,19 @@ def test_a_mistake_behind_other_exceptions_is_found():
     except RuntimeError as error:
         assert cli.explain(error) == "the cause"
     assert cli.explain(RuntimeError("a bug")) is None
+
+
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [
+        ("run=runs/a/lr=1,seed=2", "runs/a/lr=1,seed=2"),
+        ("dataset.path=/a folder/b", "/a folder/b"),
+        ("run='runs/a,b'", "runs/a,b"),
+        ("run=runs/a", "runs/a"),
+        ("label=[1,2]", [1, 2]),
+        ("compare=[a/b,c/d]", ["a/b", "c/d"]),
+    ],
+)
+def test_a_path_is_taken_as_it_is(word, value):
+    (read,) = OverridesParser.create().parse_overrides(readable([word]))
+    assert read.value() == value

@@ -68,6 +68,10 @@ TYPES = [
     ("model.target=3", "model.target=3: give a text"),
 ]
 VALUES = [
+    ("logger=wandb logger.project=a/b", "W&B: Invalid project name", "change logger.project"),
+    ("logger=wandb logger.mode=away", "logger.mode=away: give online, offline"),
+    ("logger=wandb logger.tags=tag", "logger.tags=tag: give a list"),
+    ("logger=wandb +logger.colour=red", "colour"),
     ("resume=banana", "resume=banana: give auto or never"),
     ("run_id=a/b", "run_id=a/b: use letters"),
     ("run_id=..", "it names one folder"),
@@ -98,7 +102,7 @@ VALUES = [
 @pytest.mark.parametrize("case", NAMES + TYPES + VALUES, ids=lambda case: case[0])
 def test_one_bad_word_is_refused(refused, case):
     override, *said = case
-    line = refused(override)
+    line = refused(*override.split())
     assert all(words in line for words in said), line
 
 

@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import signal
-import struct
 import subprocess
 import sys
 import time
@@ -197,6 +196,7 @@ def test_another_config_is_refused_with_the_difference(again, tmp_path, change, 
         "checkpoint.every_n_steps=3",
         "accelerator=auto",
         "accelerator.precision=bf16-mixed",
+        "trainer.accumulate_grad_batches=2",
         "logger=wandb_offline",
         "resume=auto",
     ],
@@ -390,25 +390,6 @@ def test_time_counts_over_restarts(monkeypatch, tmp_path):
     assert "is finished (step 6, 0:01:00)" in (run / "train.log").read_text()
 
 
-def wandb_records(path: Path) -> list:
-    """The records of an offline run: LevelDB's log format, blocks of 32 KiB, after a header of seven bytes."""
-    from wandb.proto.wandb_internal_pb2 import Record
-
-    raw, place, pieces, records = path.read_bytes(), 7, b"", []
-    while place + 7 <= len(raw):
-        left = 32768 - place % 32768
-        if left < 7:
-            place += left
-            continue
-        _, length, kind = struct.unpack("<IHB", raw[place : place + 7])
-        pieces += raw[place + 7 : place + 7 + length]
-        place += 7 + length
-        if kind in (1, 4):  # whole, or the last piece
-            records.append(Record.FromString(pieces))
-            pieces = b""
-    return records
-
-
 @pytest.mark.slow
 def test_full_disk_ends_the_run_with_its_last_checkpoint_whole(tmp_path):
     disk = tmp_path / "disk"
@@ -446,7 +427,7 @@ def test_full_disk_ends_the_run_with_its_last_checkpoint_whole(tmp_path):
 def test_two_processes_train_as_one_does(tmp_path):
     """The command as a user types it, with two CPU processes in place of two GPUs."""
     plan = [*PLAN, "network.dropout=0", "trainer.max_steps=4"]
-    overrides = [*SMALL, *plan, f"runs_dir={tmp_path}/two", "accelerator.devices=2", "accelerator.strategy=ddp"]
+    overrides = [*SMALL, *plan, f"runs_dir={tmp_path}/two", "accelerator=cpu_ddp"]
     # No run_id: both processes must come to the same one.
     command = [sys.executable, "train.py", *overrides]
     done = subprocess.run(command, cwd=CONF.parent, capture_output=True, text=True, timeout=120)
@@ -456,36 +437,3 @@ def test_two_processes_train_as_one_does(tmp_path):
     for name, value in wanted.items():
         if not name.startswith("optimizer"):
             torch.testing.assert_close(found[name], value, rtol=0, atol=1e-6, msg=name)
-
-
-@pytest.mark.slow
-def test_wandb_offline_keeps_two_runs_of_a_process_apart(monkeypatch, tmp_path):
-    for name, value in {
-        "WANDB_MODE": "offline",
-        "WANDB_SILENT": "true",
-        "WANDB_ERROR_REPORTING": "false",
-        "WANDB_API_KEY": "",
-        "WANDB_BASE_URL": "http://127.0.0.1:9",
-        "WANDB_DATA_DIR": str(tmp_path / "wandb"),
-        "WANDB_CACHE_DIR": str(tmp_path / "wandb"),
-        "WANDB_CONFIG_DIR": str(tmp_path / "wandb"),
-    }.items():
-        monkeypatch.setenv(name, value)
-    ids = []
-    for run_id in ("a", "b"):
-        run = run_training(tmp_path, *PLAN, "trainer.max_steps=4", "logger=wandb_offline", f"run_id={run_id}")
-        wanted = yaml.safe_load((run / "config.yaml").read_text())["wandb_id"]
-        (file,) = run.glob("wandb/offline-run-*/run-*.wandb")
-        records = wandb_records(file)
-        (begun,) = {record.run.run_id for record in records if record.HasField("run")}
-        assert begun == wanted and file.name == f"run-{wanted}.wandb"
-        history = [
-            {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
-            for record in records
-            if record.HasField("history")
-        ]
-        found = [float(row["train/loss"]) for row in history if "train/loss" in row]
-        assert found == pytest.approx([float(r["train/loss"]) for r in losses(run) if r["train/loss"]])
-        assert [int(row["trainer/global_step"]) for row in history if "train/loss" in row] == [2, 4]
-        ids.append(begun)
-    assert ids[0] != ids[1]

@@ -1,5 +1,6 @@
 from dataclasses import replace
 from itertools import islice
+from types import SimpleNamespace
 
 import pytest
 import pytorch_lightning as pl
@@ -111,6 +112,21 @@ def test_validation_is_a_fixed_selection_and_testing_is_everything():
     assert len(loader) == 2 and [b["id"].tolist() for b in loader] == [[0, 1, 2, 3], [4, 5, 6]]
     everything = torch.cat([batch["id"] for batch in Made(validation_limit=1024).val_dataloader()])
     assert torch.equal(everything.sort().values, torch.arange(9))
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 8])
+def test_processes_validate_everything_once_in_the_same_number_of_steps(count):
+    """Three batches of 4, 4 and 1; a sample of id -1 fills up the round of those that have none left."""
+    found = []
+    for rank in range(count):
+        data = Made(batch_size=4)
+        root = SimpleNamespace(root_device=torch.device("cpu"))
+        data.trainer = SimpleNamespace(global_rank=rank, world_size=count, strategy=root)
+        found.append([batch["id"].tolist() for batch in data.val_dataloader()])
+    assert {len(batches) for batches in found} == {-(-3 // count)}
+    turns = [batches[k] for k in range(len(found[0])) for batches in found]
+    assert turns[:3] == [batch["id"].tolist() for batch in Made(batch_size=4).val_dataloader()]
+    assert turns[3:] == [[-1]] * (len(turns) - 3)
 
 
 class Recorder(pl.LightningModule):

@@ -88,7 +88,7 @@ def test_optimised_visits_its_log_snrs(scheduler: NoiseScheduler):
 
 
 @pytest.mark.parametrize(
-    ("levels", "said"), [(None, "tune run=RUN_DIR steps=3"), ((1.0, 2.0), "steps=3"), ((1.0, 3.0, 2.0), "rising")]
+    ("levels", "said"), [(None, "tune_grid run=RUN_DIR steps=3"), ((1.0, 2.0), "steps=3"), ((1.0, 3.0, 2.0), "rising")]
 )
 def test_optimised_without_what_was_measured_is_refused(levels, said):
     with pytest.raises(UserError, match=said):

@@ -99,7 +99,7 @@ def test_validation_logs_the_psnr_of_the_clipped_images():
     module, logged = build().eval(), {}
     module.log = lambda name, value, **_: logged.update({name: value})
     with torch.no_grad():
-        module.validation_step({"image": IMAGES}, 0)
+        module.validation_step({"image": IMAGES, "id": torch.arange(len(IMAGES))}, 0)
         found = module.network(IMAGES, None).images.clamp(-1, 1)
     mse = ((found - IMAGES) / 2).square().flatten(1).mean(1)
     torch.testing.assert_close(logged["val/psnr"], (-10 * mse.log10()).mean())

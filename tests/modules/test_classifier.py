@@ -34,7 +34,7 @@ def build(config):
 def batch_of(n, classes=10, seed=0):
     rng = torch.Generator().manual_seed(seed)
     images = torch.rand(n, 1, 8, 8, generator=rng) * 2 - 1
-    return {"image": images, "label": torch.randint(classes, (n,), generator=rng)}
+    return {"image": images, "label": torch.randint(classes, (n,), generator=rng), "id": torch.arange(n)}
 
 
 def part(batch, places):

@@ -35,7 +35,7 @@ def build(config):
 def batch_of(n):
     rng = torch.Generator().manual_seed(0)
     masks = torch.randint(3, (n, 1, 8, 8), generator=rng).float()
-    return {"image": masks - 1, "mask": masks}
+    return {"image": masks - 1, "mask": masks, "id": torch.arange(n)}
 
 
 def test_slices_of_a_batch_have_the_gradient_of_the_whole(build):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from diffusion.apps import pages
 from diffusion.apps.cli import explain
 from diffusion.apps.output import best_device, output_folder
 from diffusion.apps.report import pictures, tables
@@ -43,14 +45,8 @@ def main(config: DictConfig) -> None:
 
 def render(page: dict[str, Any]) -> str:
     """The page as HTML; everything in it that is not of this package is escaped."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     here = Path(__file__).parent
-    environment = Environment(
-        loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    texts = {name: (here / file).read_text() for name, file in {"style": "style.css", "script": "script.js"}.items()}
-    return environment.get_template("page.html").render(page | texts)
+    return pages.render(here / "page.html", page | {"script": (here / "script.js").read_text()})
 
 
 def page_of(run: Run, config: DictConfig, device: Any) -> dict[str, Any]:
@@ -81,7 +77,7 @@ def page_of(run: Run, config: DictConfig, device: Any) -> dict[str, Any]:
     train = (
         f"python train.py experiment={run.config.experiment} run_id={run.config.run_id} runs_dir={run.config.runs_dir}"
     )
-    command = f"python -m diffusion report run={config.run}"
+    command = f"python -m diffusion report run={shlex.quote(str(config.run))}"
     receipt = {"name": "this page", "command": command, "problem": None}
     receipt["text"] = pretty(own)
     source = datamodule.source if datamodule else name_of(run.config.dataset)

@@ -49,13 +49,13 @@ class Chart:
 
 
 @contextmanager
-def chart(name: str, description: str) -> Iterator[tuple[Axes, Chart]]:
+def chart(name: str, description: str, size: tuple[float, float] = SIZE) -> Iterator[tuple[Axes, Chart]]:
     """Axes to draw on, and the chart that they become when the block ends; `name` is unique on the page."""
     import matplotlib
     from matplotlib.figure import Figure as Canvas
 
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
-        canvas = Canvas(figsize=SIZE, layout="constrained")
+        canvas = Canvas(figsize=size, layout="constrained")
         axes = canvas.subplots()
         drawn = Chart("", description)
         yield axes, drawn

@@ -6,6 +6,7 @@ import csv
 import json
 import logging
 import math
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,7 @@ class Part:
     @classmethod
     def of(cls, directory: Path, task: str, run: str) -> Part:
         """metrics.json of a task; a file that cannot be read is named in a warning, and in `problem`."""
-        part = cls(task, directory / task, f"python -m diffusion {task} run={run}")
+        part = cls(task, directory / task, f"python -m diffusion {task} run={shlex.quote(str(run))}")
         path = part.folder / "metrics.json"
         if path.exists():
             try:

@@ -1,4 +1,4 @@
-"""python -m diffusion tune: a grid of few steps, measured on the run's own model and kept with the run."""
+"""python -m diffusion tune_grid: a grid of few steps, measured on the run's own model and kept with the run."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from diffusion.grids import Uniform
 from diffusion.random import seed_of
 from diffusion.runs import Run
 from diffusion.tasks.sample import check_positive, labels_of
-from diffusion.tasks.tune import FINE, check_deterministic, levels_of, runs_of, tune
-from diffusion.tasks.tune_figure import save_grids
+from diffusion.tasks.tune_grid import FINE, check_deterministic, levels_of, runs_of, tune
+from diffusion.tasks.tune_grid_figure import save_grids
 
 log = logging.getLogger("diffusion")
 
@@ -38,7 +38,7 @@ def main(config: DictConfig) -> None:
     generative = run.generative(best_device(config.device))
     check_deterministic(generative)
     labels = labels_of("all", config.n, run.model.classes(run.spec))
-    out = output_folder(str(config.out or run.directory / "tune" / kept.stem), config.overwrite)
+    out = output_folder(str(config.out or run.directory / "tune_grid" / kept.stem), config.overwrite)
 
     start = time.perf_counter()
     with progress() as bar:

@@ -11,8 +11,8 @@ from diffusion.generative import GenerativeModel
 from diffusion.grids import Karras, LogSNR, Optimised, Uniform
 from diffusion.samplers import ddim, ddpm, dpmpp_2m, heun
 from diffusion.schedulers import EDM, Flow, Linear
-from diffusion.tasks.tune import RANGES, check_deterministic, moved, runs_of, tune
-from diffusion.tasks.tune_figure import save_grids
+from diffusion.tasks.tune_grid import RANGES, check_deterministic, moved, runs_of, tune
+from diffusion.tasks.tune_grid_figure import save_grids
 from tests.analytic import MixtureDenoiser
 
 SEEDS = list(range(40))
