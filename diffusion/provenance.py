@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
+
+from diffusion.processor import cores
 
 PACKAGES = ("torch", "pytorch-lightning", "hydra-core")
 
@@ -24,7 +25,7 @@ def machine() -> dict[str, object]:
         pass
     return {
         "processor": processor,
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "threads": torch.get_num_threads(),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),

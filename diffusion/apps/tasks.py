@@ -83,11 +83,13 @@ def call(task: str, config: DictConfig) -> None:
     from diffusion.apps.launchers import first_process, launched
     from diffusion.apps.output import tidy
     from diffusion.processes import joined
+    from diffusion.processor import settle
 
     if launched() > 1 and task not in SHARED:
         raise UserError(f"{task} works in one process, and {launched()} were started: leave torchrun out")
     if not first_process():
         logging.getLogger().setLevel(logging.ERROR)
+    settle()
     with tidy(), joined(), suppress(Helped):
         module.main(config)
 

@@ -31,6 +31,7 @@ from diffusion.apps.slurm import requeue
 from diffusion.apps.trials import trial_id
 from diffusion.errors import Abandoned, Stopped, UserError
 from diffusion.models import PARTS, Model, factory
+from diffusion.processor import settle
 from diffusion.runs import Run, build_model, data_section, datamodule_of
 from diffusion.strategies import FullyShard
 
@@ -45,6 +46,7 @@ def train(cfg: DictConfig) -> None:
 
     Raises UserError for what the user can mend, and Stopped after a signal, when the state has been saved.
     """
+    settle()
     with cb.StopSignals() as signals, requeued(signals):
         # A process that Lightning has started is not alone: it stops with the others, at a step.
         signals.at_once = RUN_ID not in os.environ

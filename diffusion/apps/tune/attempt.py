@@ -17,6 +17,7 @@ from diffusion.apps.launchers import RUN_LOCK, SWEEP, end_with_parent
 from diffusion.apps.tune.search import Taken
 from diffusion.callbacks.metrics_csv import read_rows
 from diffusion.files import claim
+from diffusion.processor import cores
 
 log = logging.getLogger("diffusion")
 
@@ -113,8 +114,7 @@ def environment_of(slot: int, workers: int, devices: object, folder: Path) -> di
     """
     told = {SWEEP: str(folder)}
     if workers > 1 and "OMP_NUM_THREADS" not in os.environ:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        told["OMP_NUM_THREADS"] = str(max(1, cores // workers))
+        told["OMP_NUM_THREADS"] = str(max(1, cores() // workers))
     gpus = visible_gpus() if workers > 1 and isinstance(devices, int) else []
     if shares := [gpus[i : i + devices] for i in range(0, len(gpus) - devices + 1, devices)] if gpus else []:
         told["CUDA_VISIBLE_DEVICES"] = ",".join(shares[slot % len(shares)])
