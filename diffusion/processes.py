@@ -83,13 +83,14 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def dealt_like(tensor: Tensor, other: Tensor) -> Tensor:
-    """The tensor where `other`, of the same shape, is: on its device, and dealt out among the processes if that is."""
+    """The tensor as `other`, of the same shape, is: its device, its layout, dealt out among the processes or not."""
     tensor = tensor.to(other.device)
     if not hasattr(other, "full_tensor"):
-        return tensor
+        same = tensor.stride() == other.stride()
+        return tensor if same else torch.empty_like(other, dtype=tensor.dtype).copy_(tensor)
     from torch.distributed.tensor import distribute_tensor
 
-    return distribute_tensor(tensor, other.device_mesh, other.placements)
+    return distribute_tensor(tensor.contiguous(), other.device_mesh, other.placements)
 
 
 @cache

@@ -79,6 +79,7 @@ class DiffusionModule(NoisyModule):
     def configure_model(self) -> None:
         """Deal the network out among the processes, if the strategy is to."""
         if self.device_mesh is not None:
+            self.network.to(memory_format=torch.contiguous_format)  # FSDP deals out no other
             # Gathered for each pass, and dealt out again at its end: whoever reads or averages weights sees its share.
             fully_shard(self.network, mesh=self.device_mesh["data_parallel"], reshard_after_forward=True)
 

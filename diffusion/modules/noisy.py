@@ -12,6 +12,7 @@ from torchmetrics import MeanMetric
 
 from diffusion.augmentations import Augmentation
 from diffusion.modules.places import log_validation, places
+from diffusion.processes import dealt_like
 from diffusion.random import normal_block, seed_of
 
 LOG_SNR_BINS = (-6.0, -2.0, 2.0, 6.0)
@@ -38,7 +39,9 @@ class NoisyModule(pl.LightningModule):
         raise NotImplementedError
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return self.optimizer(p for p in self.trained.parameters() if p.requires_grad)
+        optimizer = self.optimizer(p for p in self.trained.parameters() if p.requires_grad)
+        optimizer.register_load_state_dict_post_hook(_lay_out)
+        return optimizer
 
     def configure_gradient_clipping(
         self, optimizer: torch.optim.Optimizer, gradient_clip_val: float | None = None, **_: object
@@ -82,6 +85,18 @@ class NoisyModule(pl.LightningModule):
         for index, (name, metric) in enumerate(metrics.items()):
             metric.update(values, ((bins == index) & (batch["id"] >= 0)).to(values))
             self.log(f"{prefix}/{name}", metric, on_step=False, on_epoch=True, logger=False, batch_size=len(values))
+
+
+def _lay_out(optimizer: torch.optim.Optimizer) -> None:
+    """Lay what it has loaded out in memory as its parameters are.
+
+    Older checkpoints, and those of weights that were dealt out, have another layout, and fused optimizers read memory
+    in its order: their steps would be wrong, without a word (torch 2.15, AdamW on the CPU).
+    """
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if getattr(value, "shape", None) == parameter.shape:
+                state[name] = dealt_like(value, parameter)
 
 
 def metrics_by_noise() -> nn.ModuleDict:

@@ -105,6 +105,9 @@ class UNet(nn.Module):
                 self.up.append(Upsample())
         self.norm = norm(current)
         self.output = zero(convolution(current, out_channels, 3, padding=1))
+        if spatial_dims == 2:
+            # The images take the weights' layout, which the CPU's convolutions prefer; volumes would lose 4% to 14%.
+            self.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Cond | None = None) -> Tensor:
         """x (B, in_channels, *S), c_noise (B,) -> (B, out_channels, *S).

@@ -1,5 +1,7 @@
 """The average is the one that its formula gives, is what validation sees, and never takes the weights' place."""
 
+from types import SimpleNamespace
+
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -143,3 +145,14 @@ def test_checkpoint_round_trip_goes_on_to_the_bit(tmp_path):
     fit(module, [again, recorder], 9, ckpt_path=tmp_path / "x.ckpt")
     assert all(torch.equal(recorder.averages[0][name], whole.averages[4][name]) for name in again.average)
     assert all(torch.equal(again.average[name], ema.average[name]) for name in ema.average)
+
+
+def test_averages_take_the_layout_of_the_weights():
+    """Also where a checkpoint has them in another: mixed layouts cost time at every step."""
+    module, ema = Toy(), EMA()
+    module.network = torch.nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+    given = {name: torch.randn(p.shape) for name, p in module.network.named_parameters()}
+    ema.on_load_checkpoint(None, module, {"ema": given})
+    ema.on_train_start(SimpleNamespace(global_step=0), module)
+    assert ema.average["weight"].stride() == module.network.weight.stride() != given["weight"].stride()
+    assert all(torch.equal(ema.average[name], value) for name, value in given.items())

@@ -312,3 +312,26 @@ def test_accumulation_changes_nothing(tmp_path):
             assert row.keys() == reference.keys()
             for key, value in reference.items():
                 assert (row[key] == value) or float(row[key]) == pytest.approx(float(value), rel=1e-5), key
+
+
+def test_an_optimizer_state_of_another_layout_steps_alike(build):
+    """A checkpoint from before the U-Net's layout goes on as one of this layout."""
+    weights = []
+    for older in (False, True):
+        module = build()
+        optimizer = module.configure_optimizers()
+        for step in range(2):
+            module._trainer.global_step = step
+            optimizer.zero_grad()
+            module.training_step(batch_of(8), step).backward()
+            optimizer.step()
+            if step == 0:
+                kept = optimizer.state_dict()
+                for state in kept["state"].values() if older else ():
+                    state.update(
+                        {name: value.clone(memory_format=torch.contiguous_format) for name, value in state.items()}
+                    )
+                optimizer = module.configure_optimizers()
+                optimizer.load_state_dict(kept)
+        weights.append([p.detach() for p in module.network.parameters()])
+    assert all(torch.equal(*pair) for pair in zip(*weights, strict=True))

@@ -216,3 +216,35 @@ def test_dropout_acts_in_training_alone():
 def test_state_holds_parameters_alone():
     net = make(classes=3)
     assert set(net.state_dict()) == {name for name, _ in net.named_parameters()}
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 9)])
+def test_images_stay_in_the_weights_layout(size: tuple[int, ...]):
+    """All that lies between the first and the last convolution is channels-last, and so are the gradients."""
+    net, seen = make(size, in_channels=3, attention_size=8), []
+
+    def look(module, args, answer):
+        seen.extend(type(module).__name__ for x in (*args, answer) if x.ndim == 4 and not is_last(x))
+
+    for module in net.modules():
+        if module is not net.input and not list(module.children()):  # the input is given what comes
+            module.register_forward_hook(look)
+    answer = net(image(size, 3), C_NOISE)
+    answer.square().mean().backward()
+    assert seen == []
+    weights = [p for p in net.parameters() if p.ndim == 4]
+    assert len(weights) > 10 and all(is_last(p) and is_last(p.grad) for p in weights)
+
+
+def is_last(x: torch.Tensor) -> bool:
+    return x.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_weights_of_another_layout_are_taken():
+    """As a checkpoint from before the layout has them: the same values, in the network's own layout."""
+    net, x = make(in_channels=3), image(channels=3)
+    older = {name: value.clone(memory_format=torch.contiguous_format) for name, value in net.state_dict().items()}
+    other = make(in_channels=3, silent=True)
+    other.load_state_dict(older)
+    assert torch.equal(other(x, C_NOISE), net(x, C_NOISE))
+    assert all(is_last(p) for p in other.parameters() if p.ndim == 4)
