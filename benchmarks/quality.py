@@ -1,0 +1,125 @@
+"""Quality after equal time on equal cores: our recipe beside those of the libraries, and the time that sampling takes.
+
+    pip install -e ".[benchmarks]"
+    python benchmarks/quality.py                              # digits, two minutes each, half an hour on two cores
+    python benchmarks/quality.py --experiment bloodmnist_pixel --minutes 10 --n 256 dataset=npz dataset.path=FILE.npz
+
+Ours is `train.py experiment=...` and `python -m diffusion sample`, with its own defaults. Each library trains a network
+of the same size, as benchmarks/peers.py has it, by its example's recipe, for the same seconds from its first step on,
+and draws as many images by its example's sampler. `python -m diffusion evaluate` judges all of them: distances to the
+test set, beside those of real training images, which are the floor. The words behind the options go to train.py, and
+those of the data to evaluate. Status 1 where our Frechet distance is more than half of the best library's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+from training_speed import PEERS, TOOLS, save  # noqa: E402
+
+from diffusion.provenance import machine  # noqa: E402
+from diffusion.runs import datamodule_of  # noqa: E402
+from tests.training import composed  # noqa: E402
+
+SHARE = 0.5
+
+
+def command(*words: str) -> str:
+    return subprocess.run([sys.executable, *words], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def judged(folder: Path, n: int, *words: str) -> dict[str, dict[str, float]]:
+    """What evaluate says of fid and kid: the value, and the floor."""
+    command("-m", "diffusion", "evaluate", f"n={n}", f"out={folder}", *words)
+    metrics = json.loads((folder / "metrics.json").read_text())["metrics"]
+    found = {name: metrics[name]["test"] for name in ("fid", "kid")}
+    return {name: {"value": figure["value"], "floor": figure["floor"]["value"]} for name, figure in found.items()}
+
+
+def ours(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    experiment = f"experiment={options.experiment}"
+    limit = f"trainer.max_time=00:00:{int(options.minutes):02}:{round(60 * (options.minutes % 1)):02}"
+    command("train.py", experiment, f"runs_dir={folder}", "run_id=ours", limit, *options.words)
+    run = folder / options.experiment / "ours"
+    command("-m", "diffusion", "sample", f"run={run}", f"n={options.n}")
+    sampled = json.loads((run / "sample" / "metrics.json").read_text())
+    with open(run / "metrics.csv") as file:
+        steps = int(file.readlines()[-1].split(",")[0])
+    return {
+        "steps": steps,
+        "sampling_seconds": sampled["seconds"],
+        "evaluations": sampled["evaluations_per_image"],
+        **judged(folder / "judged-ours", options.n, f"run={run}"),
+    }
+
+
+def theirs(options: argparse.Namespace, folder: Path, tool: str, data: Path) -> dict[str, Any]:
+    samples, seconds = folder / f"{tool}.npz", 60 * options.minutes
+    words = [tool, f"--data={data}", f"--batch-size={options.batch_size}", f"--seconds={seconds}", f"--n={options.n}"]
+    facts = json.loads(command(PEERS, *words, f"--samples={samples}").splitlines()[-1])
+    dataset = [word for word in options.words if word.startswith("dataset")]
+    evaluations = 250 if tool == "denoising_diffusion_pytorch" else 1000
+    found = judged(folder / f"judged-{tool}", options.n, f"samples={samples}", *dataset)
+    return {**facts, "evaluations": evaluations, **found}
+
+
+def row_text(name: str, row: dict[str, Any], mine: dict[str, Any]) -> str:
+    fid, kid = row["fid"], row["kid"]
+    return (
+        f"{name:30}{row['steps']:>7}{fid['value']:>10.3f}{fid['value'] / fid['floor']:>9.1f}{kid['value']:>10.4f}"
+        f"{row['evaluations']:>7}{row['sampling_seconds']:>9.1f} s"
+        f"{row['sampling_seconds'] / mine['sampling_seconds']:>7.0f}x"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("words", nargs="*", default=["dataset=digits"])
+    parser.add_argument("--experiment", default="digits_pixel")
+    parser.add_argument("--minutes", type=float, default=2)
+    parser.add_argument("--n", type=int, default=500)
+    parser.add_argument("--batch-size", type=int, default=32, help="of the libraries")
+    parser.add_argument("--tools", nargs="+", choices=TOOLS[1:], default=["diffusers", "monai", TOOLS[-1]])
+    parser.add_argument("--folder", type=Path, help="where all of it is kept; by default nothing but the figures is")
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "benchmarks" / "quality.json")
+    options = parser.parse_intermixed_args()
+    kept = tempfile.TemporaryDirectory()
+    folder = (options.folder or Path(kept.name)).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    config = composed([f"experiment={options.experiment}", *options.words])
+    split = datamodule_of(config).split("train")
+    images = np.concatenate([split[places]["image"].permute(0, 2, 3, 1).numpy() for places in _parts(len(split))])
+    save(folder / "data.npz", ((images + 1) * 127.5).round().astype(np.uint8))
+    print(f"{'':30}{'steps':>7}{'FID':>10}{'/ floor':>9}{'KID':>10}{'calls':>7}{'sampling':>11}{'ours':>8}")
+    rows = {"ours": ours(options, folder)}
+    print(row_text("ours", rows["ours"], rows["ours"]), flush=True)
+    for tool in options.tools:
+        rows[tool] = theirs(options, folder, tool, folder / "data.npz")
+        print(row_text(tool, rows[tool], rows["ours"]), flush=True)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    facts = {"machine": machine(), "minutes": options.minutes, "n": options.n, "words": options.words}
+    options.out.write_text(json.dumps({**facts, "rows": rows}, indent=2) + "\n")
+    best = min(row["fid"]["value"] for tool, row in rows.items() if tool != "ours")
+    if rows["ours"]["fid"]["value"] > SHARE * best:
+        raise SystemExit(f"our distance is {rows['ours']['fid']['value'] / best:.2f} of the best library's")
+
+
+def _parts(n: int) -> list[Any]:
+    import torch
+
+    return list(torch.arange(n).split(1000))
+
+
+if __name__ == "__main__":
+    main()

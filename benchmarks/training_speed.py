@@ -1,0 +1,98 @@
+"""Training images a second, memory, and the time to the first step: ours beside the libraries of diffusion models.
+
+    pip install -e ".[benchmarks]"
+    python benchmarks/training_speed.py                     # tissue, 28 x 28 and 64 x 64, fifteen minutes on two cores
+    python benchmarks/training_speed.py --data FILE.npz     # images of a file in MedMNIST's layout, resized
+
+Each tool trains in a process of its own, as benchmarks/peers.py has it, with networks that are matched in parameters
+and multiply-adds. They take turns of some seconds on the same cores, and a step's time is the median over all turns:
+the machine's speed may drift, the ratio does not. Memory is the most that a process has had, with its loader's workers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+from turns import measure  # noqa: E402
+
+from diffusion.provenance import machine  # noqa: E402
+
+TOOLS = ("ours", "diffusers", "monai", "monai_without_workers", "denoising_diffusion_pytorch")
+PEERS = str(ROOT / "benchmarks" / "peers.py")
+
+
+def images_of(data: Path | None, size: int, most: int) -> np.ndarray:
+    """Up to `most` training images, uint8 (N, size, size, C), of a file or of dataset=tissue."""
+    if data is None:
+        from datamodules.tissue import Tissue
+
+        images = Tissue().split("train").images.permute(0, 2, 3, 1).numpy()
+    else:
+        images = np.load(data)["train_images"]
+    images = images[np.linspace(0, len(images) - 1, min(most, len(images))).astype(int)]
+    resized = [np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC)) for image in images]
+    return np.stack(resized).reshape(len(images), size, size, -1)
+
+
+def save(path: Path, images: np.ndarray) -> None:
+    """A file in MedMNIST's layout whose splits are all of these images, without labels."""
+    part = images[:64]
+    np.savez(path, train_images=images.squeeze(), val_images=part.squeeze(), test_images=part.squeeze())
+
+
+def compare(path: Path, tools: list[str], batch_size: int, turns: int, seconds: float) -> dict[str, dict]:
+    words = ["--data", str(path), "--batch-size", str(batch_size)]
+    found = measure({tool: [sys.executable, PEERS, tool, *words] for tool in tools}, turns, seconds, warm_up=5)
+    for tool, row in found.items():
+        row |= json.loads(subprocess.check_output([sys.executable, PEERS, tool, "--count", *words]))
+        row["images_per_second"] = 1000 * batch_size / row["milliseconds"]
+    return found
+
+
+def table(rows: dict[str, dict]) -> str:
+    header = f"{'':30}{'ms a step':>10}{'images/s':>10}{'ours':>7}{'M par.':>8}{'M madds':>9}{'GiB':>6}{'1st step':>10}"
+    lines = [header]
+    for name, row in rows.items():
+        ratio = row["milliseconds"] / rows["ours"]["milliseconds"] if "ours" in rows else float("nan")
+        lines.append(
+            f"{name:30}{row['milliseconds']:>10.1f}{row['images_per_second']:>10.1f}{ratio:>6.2f}x"
+            f"{row['parameters_m']:>8.2f}{row['multiply_adds_m']:>9.1f}{row['peak_memory_bytes'] / 2**30:>6.2f}"
+            f"{row['first_step_seconds']:>8.1f} s"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="by default the tissue that scikit-image brings")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[28, 64])
+    parser.add_argument("--tools", nargs="+", choices=TOOLS, default=list(TOOLS))
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--turns", type=int, default=6)
+    parser.add_argument("--seconds", type=float, default=8.0, help="of a turn")
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "benchmarks" / "training_speed.json")
+    options = parser.parse_args()
+    rows = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for size in options.sizes:
+            path = Path(folder) / f"{size}.npz"
+            save(path, images_of(options.data, size, most=4000))
+            rows[size] = compare(path, options.tools, options.batch_size, options.turns, options.seconds)
+            print(f"{size} x {size}, batch {options.batch_size}\n{table(rows[size])}\n", flush=True)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps({"machine": machine(), "batch_size": options.batch_size, "rows": rows}, indent=2))
+
+
+if __name__ == "__main__":
+    main()

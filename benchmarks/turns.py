@@ -1,0 +1,133 @@
+"""Processes that take turns on the same cores, so that what they take compares although the machine's speed drifts."""
+
+from __future__ import annotations
+
+import os
+import signal
+import statistics
+import subprocess
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+
+class Loop:
+    """A process, with those that it starts, that prints the monotonic clock's seconds at the end of each step.
+
+    It is at work from the start until `pause`, and again in each turn. Raises RuntimeError when it ends by itself.
+    """
+
+    def __init__(self, command: Sequence[str]):
+        self.command, self.ends, self.turns = command, [], []
+        self.began = time.monotonic()
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+        self._errors: list[str] = []
+        for read in (self._read_steps, self._read_errors):
+            threading.Thread(target=read, daemon=True).start()
+
+    def _read_steps(self) -> None:
+        for line in self.process.stdout:
+            with_number = line.strip().replace(".", "", 1).isdigit()
+            self.ends += [float(line)] if with_number else []
+
+    def _read_errors(self) -> None:
+        self._errors += list(self.process.stderr)
+
+    def wait_for(self, steps: int) -> None:
+        """Until so many steps are done."""
+        while len(self.ends) < steps:
+            self._check()
+            time.sleep(0.01)
+
+    def _check(self) -> None:
+        if self.process.poll() is not None:
+            raise RuntimeError(f"{' '.join(self.command)} ended:\n{''.join(self._errors[-20:])}")
+
+    def pause(self) -> None:
+        os.killpg(self.process.pid, signal.SIGSTOP)
+
+    def turn(self, seconds: float) -> None:
+        """Let it work for so long, and at least for two whole steps."""
+        before, began = len(self.ends), time.monotonic()
+        os.killpg(self.process.pid, signal.SIGCONT)
+        while time.monotonic() - began < seconds or len(self.ends) < before + 3:
+            self._check()
+            time.sleep(0.01)
+        self.pause()
+        self.turns.append((began, time.monotonic()))
+
+    @property
+    def first_step(self) -> float:
+        """Seconds from the command to the end of the first step."""
+        return self.ends[0] - self.began
+
+    def steps(self) -> list[float]:
+        """Seconds of each step that began and ended in one turn."""
+        return [
+            after - before
+            for begin, end in self.turns
+            for before, after in pairwise(sorted(t for t in self.ends if begin < t < end))
+        ]
+
+    def peak_memory(self) -> int:
+        """Bytes: the most that the process has had, and what its children have now, shared pages in equal parts."""
+        children = [int(word) for word in _of(self.process.pid, "status", "Pid")]
+        own = 1024 * int(_of(children[0], "status", "VmHWM")[0])
+        session = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
+        others = [pid for pid in session if pid != self.process.pid and _session(pid) == self.process.pid]
+        return own + sum(1024 * int((_of(pid, "smaps_rollup", "Pss") or ["0"])[0]) for pid in others)
+
+    def close(self) -> None:
+        for number in (signal.SIGKILL, signal.SIGCONT):
+            if self.process.poll() is None:
+                os.killpg(self.process.pid, number)
+        self.process.wait()
+
+
+def _of(pid: int, file: str, name: str) -> list[str]:
+    """The words behind NAME: in a file of /proc/PID; none where the process is gone."""
+    try:
+        lines = (Path("/proc") / str(pid) / file).read_text().splitlines()
+    except OSError:
+        return []
+    return next((line.split()[1:2] for line in lines if line.startswith(f"{name}:")), [])
+
+
+def _session(pid: int) -> int | None:
+    try:
+        return os.getsid(pid)
+    except ProcessLookupError:
+        return None
+
+
+def measure(commands: Mapping[str, Sequence[str]], turns: int, seconds: float, warm_up: int) -> dict[str, dict]:
+    """Start each command alone, then let them take turns: of each, by name, what a step takes and the first one took.
+
+    milliseconds: the median of all whole steps, and the lowest and highest median of a turn
+    """
+    loops: dict[str, Loop] = {}
+    try:
+        for name, command in commands.items():
+            loops[name] = Loop(command)
+            loops[name].wait_for(warm_up)
+            loops[name].pause()
+        for _ in range(turns):
+            for loop in loops.values():
+                loop.turn(seconds)
+        return {
+            name: {
+                "milliseconds": 1000 * statistics.median(loop.steps()),
+                "quartiles": [1000 * value for value in statistics.quantiles(loop.steps(), n=4)[::2]],
+                "steps": len(loop.steps()),
+                "first_step_seconds": loop.first_step,
+                "peak_memory_bytes": loop.peak_memory(),
+            }
+            for name, loop in loops.items()
+        }
+    finally:
+        for loop in loops.values():
+            loop.close()
