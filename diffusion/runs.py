@@ -60,6 +60,9 @@ MAY_DIFFER = (
     "processes",
 )
 
+BEFORE = {"network.patch": 1}
+"""What older runs, whose config.yaml lacks a key, were made with."""
+
 
 class Run:
     """A run directory. `Run.open` reads one; training makes one."""
@@ -312,7 +315,7 @@ def differences(old: DictConfig, new: DictConfig) -> list[str]:
     for key in sorted(olds.keys() | news.keys()):
         if any(key == free or key.startswith(free + ".") for free in MAY_DIFFER):
             continue
-        before, after = olds.get(key, missing), news.get(key, missing)
+        before, after = olds.get(key, BEFORE.get(key, missing)), news.get(key, missing)
         if before != after:
             before, after = ("(absent)" if value is missing else value for value in (before, after))
             lines.append(f"{key}: {before} -> {after}")

@@ -161,6 +161,7 @@ def changed(**values):
         {"logger": {"_target_": "x", "project": "p"}},
         {"checkpoint": {"every_n_steps": 7}},
         {"dataset": {"root": "z", "path": "z"}},
+        {"network": {"patch": 1}},  # what older runs have, whose config.yaml does not say so
     ],
 )
 def test_what_may_differ(values):
@@ -173,6 +174,7 @@ def test_what_may_differ(values):
         ({"seed": 1}, ["seed: 0 -> 1"]),
         ({"trainer": {"log": 2}}, ["trainer.log: 1 -> 2"]),
         ({"dataset": {"size": 64}}, ["dataset.size: 28 -> 64"]),
+        ({"network": {"patch": 2}}, ["network.patch: 1 -> 2"]),
         ({"network": {"multipliers": [1, 2, 3]}}, ["network.multipliers: [1, 2] -> [1, 2, 3]"]),
         ({"data": {"fingerprint": "g"}}, ["data.fingerprint: f -> g"]),
         ({"optimizer": {"lr": 1}}, ["optimizer.lr: (absent) -> 1"]),

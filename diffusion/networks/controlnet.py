@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from diffusion.denoiser import Cond
 from diffusion.errors import UserError
 from diffusion.networks.concatenated import Fold, control_of
-from diffusion.networks.layers import conv, pad_to_multiple, zero
+from diffusion.networks.layers import conv, pad_to_multiple, patches, zero
 from diffusion.networks.unet import UNet
 
 
@@ -56,7 +56,10 @@ class ControlNet(nn.Module):
         convolution, width = conv(len(size)), self.trunk.input.out_channels
         self.fold = Fold(control, size)
         self.hint = nn.ModuleList(
-            [convolution(self.fold.channels, width, 3, padding=1), zero(convolution(width, width, 3, padding=1))]
+            [
+                patches(len(size), self.fold.channels, width, self.trunk.patch),
+                zero(convolution(width, width, 3, padding=1)),
+            ]
         )
         self.zeros = nn.ModuleList(zero(convolution(c, c, 1)) for c in self.trunk.skip_channels)
         middle = self.trunk.skip_channels[-1]

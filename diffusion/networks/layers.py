@@ -13,6 +13,15 @@ def conv(spatial_dims: int) -> type[nn.Module]:
     return {2: nn.Conv2d, 3: nn.Conv3d}[spatial_dims]
 
 
+def patches(spatial_dims: int, in_channels: int, out_channels: int, size: int, back: bool = False) -> nn.Module:
+    """A convolution to patches of `size` a side, (B, in_channels, *S) -> (B, out_channels, *S / size), or `back`.
+
+    It reaches over one patch on each side, so that the patches have no seams; at a size of 1 it is 3 wide, both ways.
+    """
+    kind = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}[spatial_dims] if back and size > 1 else conv(spatial_dims)
+    return kind(in_channels, out_channels, 3 * size, stride=size, padding=size)
+
+
 def groups_of(channels: int) -> int:
     """As many groups, up to 32, as divide the channels and leave four or more in each."""
     return next(g for g in (32, 16, 8, 4, 2, 1) if channels % g == 0 and (channels >= 4 * g or g == 1))

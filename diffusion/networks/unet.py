@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from diffusion.denoiser import Cond
 from diffusion.errors import UserError
-from diffusion.networks.layers import Attention, conv, norm, pad_to_multiple, zero
+from diffusion.networks.layers import Attention, conv, norm, pad_to_multiple, patches, zero
 
 
 class UNet(nn.Module):
@@ -31,9 +31,11 @@ class UNet(nn.Module):
         attention_size: self-attention at every level whose longest side is at most this; 0 for none.
         head_channels: width of an attention head.
         dropout: share of whole channels left out in every residual block.
+        patch: pixels a side of what the first layer makes one place, and the last turns back; both see the neighbouring
+            patches. 1 is one place for each pixel.
 
     The output layer starts at zero, so an untrained network answers 0. Raises UserError if the smallest side of
-    `size` cannot be halved at every level.
+    `size` holds no patch that can be halved at every level, and for values out of range.
     """
 
     def __init__(
@@ -49,26 +51,29 @@ class UNet(nn.Module):
         attention_size: int = 8,
         head_channels: int = 32,
         dropout: float = 0.0,
+        patch: int = 1,
     ):
         super().__init__()
         spatial_dims = len(size)
-        for name, value in {"channels": channels, "blocks": blocks, "head_channels": head_channels}.items():
+        sizes = {"channels": channels, "blocks": blocks, "head_channels": head_channels, "patch": patch}
+        for name, value in sizes.items():
             if value < 1:
                 raise UserError(f"network.{name}={value}: give at least 1")
         if not multipliers or min(multipliers) < 1:
             raise UserError(f"network.multipliers={list(multipliers)}: give one number above 0 for each level")
-        self.factor = 2 ** (len(multipliers) - 1)
+        self.patch, self.factor = patch, patch * 2 ** (len(multipliers) - 1)
         if min(size) < self.factor:
+            cut, smaller = (f" in patches of {patch}", "a smaller network.patch, ") if patch > 1 else ("", "")
             raise UserError(
-                f"images of {'x'.join(map(str, size))} cannot be halved {len(multipliers) - 1} times by a U-Net of "
-                f"{len(multipliers)} levels: use fewer network.multipliers, a smaller network, or larger images"
+                f"images of {'x'.join(map(str, size))}{cut} cannot be halved {len(multipliers) - 1} times by a U-Net "
+                f"of {len(multipliers)} levels: use {smaller}fewer network.multipliers, a smaller network, or larger "
+                "images"
             )
-        longest = math.ceil(max(size) / self.factor) * self.factor
+        longest = math.ceil(max(size) / self.factor) * self.factor // patch  # in patches, as are all levels
         width = 4 * channels
-        convolution = conv(spatial_dims)
 
         self.embedding = Embedding(width, classes, augmentation)
-        self.input = convolution(in_channels, channels, 3, padding=1)
+        self.input = patches(spatial_dims, in_channels, channels, patch)
         self.down, self.middle, self.up = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         skips, current = [channels], channels
         for level, multiplier in enumerate(multipliers):
@@ -83,7 +88,7 @@ class UNet(nn.Module):
                 self.down.append(Downsample(current, spatial_dims))
                 skips.append(current)
         self.skip_channels = tuple(skips)
-        attends = longest // self.factor <= attention_size
+        attends = longest // 2 ** (len(multipliers) - 1) <= attention_size
         for has_attention in (attends, False):
             self.middle.append(Block(current, current, width, spatial_dims, dropout, has_attention, head_channels))
         for level, multiplier in reversed(list(enumerate(multipliers))):
@@ -104,7 +109,7 @@ class UNet(nn.Module):
             if level > 0:
                 self.up.append(Upsample())
         self.norm = norm(current)
-        self.output = zero(convolution(current, out_channels, 3, padding=1))
+        self.output = zero(patches(spatial_dims, current, out_channels, patch, back=True))
         if spatial_dims == 2:
             # The images take the weights' layout, which the CPU's convolutions prefer; volumes would lose 4% to 14%.
             self.to(memory_format=torch.channels_last)
@@ -121,9 +126,9 @@ class UNet(nn.Module):
         return self.decode(x, skips, embedding)[crop]
 
     def encode(self, x: Tensor, embedding: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """What `input` answers (B, channels, *S) -> the answer of the middle, and what the way up will be given again.
+        """What `input` answers (B, channels, *S / patch) -> the middle's answer, and what the way up is given again.
 
-        Each side must be a multiple of `factor`.
+        Each side of S must be a multiple of `factor`.
         """
         skips = [x]
         for layer in self.down:

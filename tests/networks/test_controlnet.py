@@ -14,9 +14,9 @@ OPTIONS = {"channels": 8, "multipliers": (1, 2), "blocks": 1, "attention_size": 
 trunk = partial(UNet, **OPTIONS)
 
 
-def steered(size, control=2, fold=1) -> tuple[UNet, ControlNet]:
+def steered(size, control=2, fold=1, patch=1) -> tuple[UNet, ControlNet]:
     """A U-Net with random weights, and the ControlNet that begins from it."""
-    made = {"in_channels": 3, "out_channels": 3, "size": size, "classes": 4}
+    made = {"in_channels": 3, "out_channels": 3, "size": size, "classes": 4, "patch": patch}
     base = randomise(trunk(**made)).eval()
     network = ControlNet(trunk, control=(control, *(fold * side for side in size)), **made)
     network.begin(base.state_dict())
@@ -30,16 +30,19 @@ def given(size, n=2, control=2, fold=1):
     return x, torch.tensor([0.3] * n), cond
 
 
+@pytest.mark.parametrize("patch", [1, 2])
 @pytest.mark.parametrize("fold", [1, 2], ids=["pixels", "latents"])
 @pytest.mark.parametrize("size", [(8, 8), (7, 9), (4, 4, 6)], ids=str)
-def test_untrained_it_answers_as_the_base_to_the_bit(size, fold):
-    base, network = steered(size, fold=fold)
+def test_untrained_it_answers_as_the_base_to_the_bit(size, fold, patch):
+    size = tuple(patch * side for side in size)
+    base, network = steered(size, fold=fold, patch=patch)
     x, noise, cond = given(size, fold=fold)
     assert torch.equal(network.train()(x, noise, cond), base(x, noise, {"label": cond["label"]}))
 
 
-def test_training_steers_and_leaves_the_trunk_as_it_was():
-    base, network = steered((8, 8))
+@pytest.mark.parametrize("patch", [1, 2])
+def test_training_steers_and_leaves_the_trunk_as_it_was(patch):
+    base, network = steered((8, 8), patch=patch)
     x, noise, cond = given((8, 8))
     optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=1e-2)
     for _ in range(3):

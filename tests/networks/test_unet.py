@@ -5,6 +5,7 @@ import torch
 
 from diffusion.errors import UserError
 from diffusion.networks import UNet
+from diffusion.networks.layers import patches
 from diffusion.networks.unet import Attention, pad_to_multiple
 from tests.analytic import randomise
 
@@ -33,6 +34,7 @@ def image(size=(8, 8), channels=1, count=2) -> torch.Tensor:
 def test_answers_zero_before_training():
     net = make(silent=True, classes=3)
     assert torch.equal(net(image(), C_NOISE, {"label": torch.tensor([0, 2])}), torch.zeros(2, 1, 8, 8))
+    assert not make(silent=True, patch=2)(image(), C_NOISE).any()
 
 
 @pytest.mark.parametrize("channels", [1, 3, 5])
@@ -57,6 +59,34 @@ def test_shapes(size: tuple[int, ...], multipliers: tuple[int, ...], channels: i
     assert answer.isfinite().all() and answer.std() > 1e-3
 
 
+@pytest.mark.parametrize("patch", [2, 3])
+@pytest.mark.parametrize("size", [(12, 12), (13, 17), (6, 7, 9)])
+def test_shapes_in_patches(size: tuple[int, ...], patch: int):
+    answer = make(size, 3, patch=patch)(image(size, 3), C_NOISE)
+    assert answer.shape == (2, 3, *size)
+    assert answer.isfinite().all() and answer.std() > 1e-3
+
+
+@pytest.mark.parametrize("size", [(12, 8), (6, 6, 8)])
+def test_a_layer_back_from_patches_is_the_transpose_of_the_one_to_them(size: tuple[int, ...]):
+    """<A x, y> = <x, A^T y> for all x and y, with the same weights: each place is turned back where it came from."""
+    to, back = patches(len(size), 3, 5, 2), patches(len(size), 5, 3, 2, back=True)
+    for layer in (to, back):
+        torch.nn.init.zeros_(layer.bias)
+    back.weight.data = to.weight.data
+    x, y = image(size, 3), image([side // 2 for side in size], 5)
+    torch.testing.assert_close((to(x) * y).sum(), (x * back(y)).sum())
+
+
+@pytest.mark.parametrize("patch", [1, 2, 4])
+def test_a_place_sees_its_patch_and_its_neighbours(patch: int):
+    x = image((32, 32)).requires_grad_()
+    patches(2, 1, 1, patch)(x)[0, 0, 3, 2].backward()
+    rows, columns = x.grad[0, 0].nonzero().unbind(1)
+    assert (rows.min(), rows.max() + 1) == (2 * patch, 5 * patch)
+    assert (columns.min(), columns.max() + 1) == (patch, 4 * patch)
+
+
 def test_other_channels_out_and_other_sizes():
     net = make((8, 8), in_channels=4, out_channels=2)
     assert net(image((12, 7), 4), C_NOISE).shape == (2, 2, 12, 7)
@@ -74,6 +104,14 @@ def test_images_too_small_to_halve_are_refused(size: tuple[int, ...], levels: in
     with pytest.raises(UserError, match="x".join(map(str, size))) as caught:
         UNet(1, 1, size, channels=8, multipliers=(1,) * levels)
     assert "\n" not in str(caught.value)
+
+
+def test_patches_that_do_not_fit_are_refused():
+    assert make((16, 16), multipliers=(1, 2, 2), patch=4)
+    with pytest.raises(UserError, match=r"15x16 in patches of 4 cannot be halved 2 times.*smaller network\.patch"):
+        make((15, 16), multipliers=(1, 2, 2), patch=4)
+    with pytest.raises(UserError, match=r"network\.patch=0"):
+        make(patch=0)
 
 
 def test_head_channels_that_do_not_fit_are_refused():
@@ -95,6 +133,7 @@ def test_cropping_undoes_padding(size: tuple[int, ...], factor: int):
     assert torch.equal(padded.flatten(2)[..., -1], x.flatten(2)[..., -1])
 
 
+@pytest.mark.parametrize("patch", [1, 2])
 @pytest.mark.parametrize(
     ("size", "attention_size", "sides"),
     [
@@ -109,15 +148,16 @@ def test_cropping_undoes_padding(size: tuple[int, ...], factor: int):
         ((8, 8), 8, [2, 4, 8]),
     ],
 )
-def test_attention_at_the_chosen_levels(size: tuple[int, ...], attention_size: int, sides: list[int]):
+def test_attention_at_the_chosen_levels(size: tuple[int, ...], attention_size: int, sides: list[int], patch: int):
     """At each chosen level of three in every block (one down, two up), and once in a middle that attends."""
-    net = make(size, multipliers=(1, 1, 1), attention_size=attention_size)
+    lowest = max(side + -side % 4 for side in size) // 4
+    size = tuple(patch * side for side in size)
+    net = make(size, multipliers=(1, 1, 1), attention_size=attention_size, patch=patch)
     seen = []
     for module in net.modules():
         if isinstance(module, Attention):
             module.register_forward_pre_hook(lambda _, args: seen.append(max(args[0].shape[2:])))
     net(image(size), C_NOISE)
-    lowest = max(side + -side % 4 for side in size) // 4
     assert sorted(seen) == sorted(sides * 3 + [lowest] * bool(sides))
 
 
@@ -190,10 +230,12 @@ def test_samples_of_a_batch_are_independent(size: tuple[int, ...]):
     torch.testing.assert_close(net(x, C_NOISE, {"label": label}), torch.cat(alone), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("patch", [1, 2])
 @pytest.mark.parametrize("size", [(8, 8), (4, 4, 4)])
-def test_every_parameter_learns(size: tuple[int, ...]):
+def test_every_parameter_learns(size: tuple[int, ...], patch: int):
     """After the layers that start at zero have moved; all labels and the missing one are seen."""
-    net = make(size, classes=2).train()
+    size = tuple(patch * side for side in size)
+    net = make(size, classes=2, patch=patch).train()
     cond = {"label": torch.tensor([0, 1, 0]), "drop": torch.tensor([False, False, True])}
     net(image(size, count=3), torch.tensor([-0.3, 0.4, 0.1]), cond).square().mean().backward()
     for name, parameter in net.named_parameters():
@@ -219,9 +261,10 @@ def test_state_holds_parameters_alone():
 
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 9)])
-def test_images_stay_in_the_weights_layout(size: tuple[int, ...]):
+@pytest.mark.parametrize("patch", [1, 2])
+def test_images_stay_in_the_weights_layout(size: tuple[int, ...], patch: int):
     """All that lies between the first and the last convolution is channels-last, and so are the gradients."""
-    net, seen = make(size, in_channels=3, attention_size=8), []
+    net, seen = make(size, in_channels=3, attention_size=8, patch=patch), []
 
     def look(module, args, answer):
         seen.extend(type(module).__name__ for x in (*args, answer) if x.ndim == 4 and not is_last(x))
