@@ -53,6 +53,7 @@ MAY_DIFFER = (
     "codec.run",
     "codec.path",
     "guidance.classifier.run",
+    "network.checkpointing",  # less memory for more time, and the same numbers
     "network.pretrained",
     "network.base",
     "finetune.from",

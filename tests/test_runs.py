@@ -161,6 +161,7 @@ def changed(**values):
         {"logger": {"_target_": "x", "project": "p"}},
         {"checkpoint": {"every_n_steps": 7}},
         {"dataset": {"root": "z", "path": "z"}},
+        {"network": {"checkpointing": True}},
         {"network": {"patch": 1}},  # what older runs have, whose config.yaml does not say so
     ],
 )
