@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import re
@@ -26,6 +27,7 @@ from diffusion import callbacks as cb
 from diffusion.apps.begin import based_on, module_of
 from diffusion.apps.config import CONF, check_types
 from diffusion.apps.launchers import RUN_ID, SWEEP, first_process, job_id, launched
+from diffusion.apps.parts import TooLarge, in_smaller_parts, is_out_of_memory
 from diffusion.apps.run_directory import LOG, begun, claimed, find_run, held_back, logging_to
 from diffusion.apps.slurm import requeue
 from diffusion.apps.trials import trial_id
@@ -44,9 +46,24 @@ LEARNT = ("data", "processes", "wandb_id")
 def train(cfg: DictConfig) -> None:
     """Train what the config describes, until the first of its limits.
 
-    Raises UserError for what the user can mend, and Stopped after a signal, when the state has been saved.
+    Where a batch does not fit into memory, begin again with smaller parts of it. Raises UserError for what the user can
+    mend, and Stopped after a signal, when the state has been saved.
     """
     settle()
+    fits = False
+    while not fits:
+        try:
+            train_in_parts(cfg)
+            fits = True
+        except TooLarge as error:
+            cfg.trainer.accumulate_grad_batches = error.parts
+        # With the error have gone its frames, and what they held.
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def train_in_parts(cfg: DictConfig) -> None:
+    """Train, a step of trainer.accumulate_grad_batches parts. Raises TooLarge where one does not fit into memory."""
     with cb.StopSignals() as signals, requeued(signals):
         # A process that Lightning has started is not alone: it stops with the others, at a step.
         signals.at_once = RUN_ID not in os.environ
@@ -95,7 +112,12 @@ def train(cfg: DictConfig) -> None:
             if page:
                 trainer.loggers += [page.of(run.directory, OmegaConf.to_container(cfg))]
             with page or nullcontext():
-                fit(trainer, cfg, module, datamodule, signals, checkpoint)
+                try:
+                    fit(trainer, cfg, module, datamodule, signals, checkpoint)
+                except RuntimeError as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    raise in_smaller_parts(trainer, cfg, step) from None
                 if page:
                     show_files(page)
             log.info("finished; go on with\n  %s", model.next_command(directory))
