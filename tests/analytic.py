@@ -66,7 +66,7 @@ def times(*values: float) -> Tensor:
 
 
 class GaussianDenoiser(Denoiser):
-    """The optimal denoiser of x0 ~ N(mean, covariance), for x_t (B, d) float64.
+    """The optimal denoiser of x0 ~ N(mean, covariance), for x_t (B, d) float64 at times () or (B,).
 
     E[x0 | x_t] = mean + alpha C (alpha^2 C + sigma^2)^-1 (x_t - alpha mean).
     """
@@ -81,22 +81,23 @@ class GaussianDenoiser(Denoiser):
 
     def predict(self, x_t: Tensor, t: Tensor, cond=None) -> Prediction:
         self.evaluations += 1
-        alpha, sigma = self.scheduler.alpha(t), self.scheduler.sigma(t)
+        alpha, sigma = self.scheduler.alpha(t)[..., None], self.scheduler.sigma(t)[..., None]
         gain = alpha * self.variances / (alpha**2 * self.variances + sigma**2)
         return Prediction(self.mean + ((x_t - alpha * self.mean) @ self.axes * gain) @ self.axes.T)
 
     def flow(self, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """The exact solution at time s of the probability-flow ODE that passes through x_t at time t."""
-        alpha_t, alpha_s = self.scheduler.alpha(t), self.scheduler.alpha(s)
+        alpha_t, alpha_s = self.scheduler.alpha(t)[..., None], self.scheduler.alpha(s)[..., None]
         ratio = self._spread(s) / self._spread(t)
         return alpha_s * self.mean + ((x_t - alpha_t * self.mean) @ self.axes * ratio) @ self.axes.T
 
     def noised(self, z: Tensor, t: Tensor) -> Tensor:
         """A draw of x_t, made of standard normal z (B, d)."""
-        return self.scheduler.alpha(t) * self.mean + (z * self._spread(t)) @ self.axes.T
+        return self.scheduler.alpha(t)[..., None] * self.mean + (z * self._spread(t)) @ self.axes.T
 
     def _spread(self, t: Tensor) -> Tensor:
-        return (self.scheduler.alpha(t) ** 2 * self.variances + self.scheduler.sigma(t) ** 2).sqrt()
+        alpha, sigma = self.scheduler.alpha(t)[..., None], self.scheduler.sigma(t)[..., None]
+        return (alpha**2 * self.variances + sigma**2).sqrt()
 
 
 class MixtureDenoiser(Denoiser):

@@ -10,7 +10,7 @@ from torch import Tensor
 from diffusion.denoiser import Cond, Denoiser, Prediction
 from diffusion.errors import UserError
 from diffusion.guidance.base import Guidance
-from diffusion.guidance.interval import Interval
+from diffusion.guidance.interval import Interval, among
 
 
 class Autoguidance(Guidance):
@@ -21,8 +21,8 @@ class Autoguidance(Guidance):
     inside the interval costs two evaluations, one of each. A learned covariance is the model's own. Source: Karras et
     al. 2024, "Guiding a diffusion model with a bad version of itself", eq. 4.
 
-    All times of a call must be inside the interval or outside it together, as they are in a sampler's step. Raises
-    UserError for values out of range.
+    Where the times of a call lie on both sides of the interval, W is asked for all of its samples. Raises UserError for
+    values out of range.
     """
 
     def __init__(
@@ -37,6 +37,8 @@ class Autoguidance(Guidance):
 
     def predict(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Prediction:
         found = self.denoiser.predict(x_t, t, cond)
-        if self.scale == 1 or not self.interval.holds(self.scheduler, t):
+        inside = self.interval.holds(self.scheduler, t)
+        if self.scale == 1 or not inside.any():
             return found
-        return found._replace(mean=torch.lerp(self.weak(x_t, t, cond), found.mean, self.scale))
+        guided = torch.lerp(self.weak(x_t, t, cond), found.mean, self.scale)
+        return found._replace(mean=among(inside, guided, found.mean))

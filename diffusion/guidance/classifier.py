@@ -80,7 +80,7 @@ class ClassifierGuidance(Guidance):
     classifier moves the mean (Dhariwal and Nichol 2021, algorithm 1). Source: the same, section 4, for any alpha and
     sigma.
 
-    All times of a call must be inside the interval or outside it together, as they are in a sampler's step. Raises
+    Where the times of a call lie on both sides of the interval, the classifier is asked for all of its samples. Raises
     UserError for values out of range.
     """
 
@@ -107,9 +107,10 @@ class ClassifierGuidance(Guidance):
         found = self.denoiser.predict(x_t, t, cond)
         alpha, sigma = self.scheduler.alpha(t), self.scheduler.sigma(t)
         answers = (alpha > 0) & (sigma <= alpha * self.classifier.noisiest)
-        if not self.interval.holds(self.scheduler, t) or self.scale == 0 or not answers.any():
+        guides = answers & self.interval.holds(self.scheduler, t)
+        if self.scale == 0 or not guides.any():
             return found
-        factor = torch.where(answers, self.scale * sigma**2 / alpha, 0.0)
+        factor = torch.where(guides, self.scale * sigma**2 / alpha, 0.0)
         return found._replace(mean=found.mean + shaped(factor, x_t) * self._gradient(x_t, alpha, sigma, cond["label"]))
 
     def _gradient(self, x_t: Tensor, alpha: Tensor, sigma: Tensor, label: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from diffusion.denoiser import Cond, Denoiser, Prediction
 from diffusion.errors import UserError
 from diffusion.guidance.base import Guidance
-from diffusion.guidance.interval import Interval
+from diffusion.guidance.interval import Interval, among
 
 UNCONDITIONAL = "guidance needs a conditional model: this run was trained without labels; use guidance=none"
 
@@ -26,8 +26,8 @@ class ClassifierFree(Guidance):
     sample, because a large scale exaggerates contrast. Lin et al. 2024, eq. 14 to 16, do so with the network's answer,
     whatever it predicts; here it is the expected image, whose contrast is what is meant, for every parameterization.
 
-    A learned covariance is that of D(x_t, cond). All times of a call must be inside the interval or outside it
-    together, as they are in a sampler's step. Raises UserError for values out of range.
+    A learned covariance is that of D(x_t, cond). Where the times of a call lie on both sides of the interval, both
+    answers are asked for all of its samples. Raises UserError for values out of range.
     """
 
     def __init__(
@@ -58,7 +58,8 @@ class ClassifierFree(Guidance):
     def predict(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Prediction:
         if not cond:
             raise UserError(UNCONDITIONAL)
-        if not self.interval.holds(self.scheduler, t) or self.scale == 1:
+        inside = self.interval.holds(self.scheduler, t)
+        if self.scale == 1 or not inside.any():
             return self.denoiser.predict(x_t, t, cond)
         both = {key: torch.cat([value, value]) for key, value in cond.items()}
         dropped = torch.ones(len(x_t), dtype=torch.bool, device=x_t.device)
@@ -69,6 +70,7 @@ class ClassifierFree(Guidance):
         guided = torch.lerp(unconditional, conditional, self.scale)
         if self.rescale:
             guided = guided * (self.rescale * _ratio(conditional, guided) + 1 - self.rescale)
+        guided = among(inside, guided, conditional)
         return Prediction(guided, None if answer.fraction is None else answer.fraction[: len(x_t)])
 
 

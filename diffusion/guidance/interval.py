@@ -26,13 +26,13 @@ class Interval:
         if not 0 <= self.low < self.high:
             raise UserError(f"guidance.low={self.low} and guidance.high={self.high}: give 0 <= low < high")
 
-    def holds(self, scheduler: NoiseScheduler, t: Tensor) -> bool:
-        """Whether the times of a call, () or (B,), are inside.
-
-        Raises ValueError where some are and some are not: the times of a sampler's step are one.
-        """
+    def holds(self, scheduler: NoiseScheduler, t: Tensor) -> Tensor:
+        """Which of the times, () or (B,), are inside: bool of their shape."""
         level = torch.exp(-scheduler.log_snr(t) / 2)
-        inside = (self.low < level) & (level <= self.high)
-        if inside.any() and not inside.all():
-            raise ValueError("the times of one call lie on both sides of the guidance interval")
-        return bool(inside.all())
+        return (self.low < level) & (level <= self.high)
+
+
+def among(inside: Tensor, guided: Tensor, plain: Tensor) -> Tensor:
+    """`guided` (B, C, *S) for the samples that are inside, bool () or (B,), and `plain` for the others."""
+    shape = inside.shape + (1,) * (guided.ndim - 1) if inside.ndim else ()
+    return torch.where(inside.to(guided.device).reshape(shape), guided, plain)

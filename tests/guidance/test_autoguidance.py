@@ -71,6 +71,17 @@ def test_inside_the_interval_both_are_asked_once(low, high):
     torch.testing.assert_close(found, 3 * strong(X, t) - 2 * weak(X, t))
 
 
+def test_samples_at_times_on_both_sides_of_the_interval_are_guided_each_by_its_own():
+    strong, weak = pair(Flow(), mean=WRONG)
+    guided, t = Autoguidance(strong, weak, 3.0, 0.5, 2.0), times(0.1, 0.5, 0.6, 0.9, 1.0)
+    inside = torch.tensor([False, True, True, False, False])
+    led = weak(X, t) + 3 * (strong(X, t) - weak(X, t))
+    torch.testing.assert_close(guided(X, t), torch.where(inside[:, None], led, strong(X, t)))
+    asked = weak.evaluations
+    assert torch.equal(guided(X, t[[0, 0, 3, 3, 4]]), strong(X, t[[0, 0, 3, 3, 4]]))
+    assert weak.evaluations == asked
+
+
 def test_at_zero_terminal_snr():
     strong, weak = pair(Flow(), mean=WRONG)
     found = Autoguidance(strong, weak, 2.0)(X, times(1)[0])

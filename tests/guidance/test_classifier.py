@@ -156,6 +156,21 @@ def test_inside_the_interval_it_guides():
     torch.testing.assert_close(guided(x, t, labelled(1)), of_class(Flow(), 1)(x, t), rtol=1e-5, atol=1e-6)
 
 
+def test_samples_at_times_on_both_sides_of_the_interval_are_guided_each_by_its_own():
+    class Linear(Denoiser):
+        scheduler = Flow()
+
+        def predict(self, x_t, t, cond=None):
+            return Prediction(x_t / 2)
+
+    guided = ClassifierGuidance(Linear(), NetworkClassifier(Linear3(), 0.5), 2.0, 0.5, 2.0)
+    x, t = points().float()[:4], times(0.2, 0.5, 0.6, 0.9)
+    found = guided(x, t, labelled(1, 4))
+    alone = torch.cat([guided(x[i : i + 1], t[i], labelled(1, 1)) for i in range(4)])
+    torch.testing.assert_close(found, alone)
+    assert [torch.equal(found[i], x[i] / 2) for i in range(4)] == [True, False, False, True]
+
+
 @pytest.mark.parametrize("cond", [None, {}, {"image": torch.zeros(7)}])
 def test_without_a_class_it_is_refused(cond):
     with pytest.raises(UserError, match="none is asked for"):

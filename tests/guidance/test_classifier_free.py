@@ -98,9 +98,17 @@ def test_at_zero_terminal_snr():
     torch.testing.assert_close(guided, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_times_on_both_sides_are_refused():
-    with pytest.raises(ValueError, match="interval"):
-        ClassifierFree(make(), 2.0, 0.0, 1.0)(image(), times(0.1, 0.2, 0.9), COND)
+@pytest.mark.parametrize("rescale", [0.0, 0.7])
+def test_samples_at_times_on_both_sides_are_guided_each_by_its_own(rescale: float):
+    denoiser, x, t = make(), image(), times(0.1, 0.45, 0.9)
+    guided = ClassifierFree(denoiser, 3.0, 0.5, 1.0, rescale)
+    levels = denoiser.scheduler.sigma(t) / denoiser.scheduler.alpha(t)
+    assert ((levels > 0.5) & (levels <= 1.0)).tolist() == [False, True, False]
+    alone = [guided(x[i : i + 1], t[i], {"label": COND["label"][i : i + 1]}) for i in range(3)]
+    torch.testing.assert_close(guided(x, t, COND), torch.cat(alone))
+    denoiser.network.evaluations = 0
+    assert torch.equal(guided(x, t[[0, 2, 2]], COND), denoiser(x, t[[0, 2, 2]], COND))
+    assert denoiser.network.evaluations == 3 + 3
 
 
 @pytest.mark.parametrize("cond", [None, {}])
