@@ -57,6 +57,7 @@ MAY_DIFFER = (
     "network.pretrained",
     "network.base",
     "finetune.from",
+    "model.teacher",
     "wandb_id",
     "processes",
 )

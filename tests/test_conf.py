@@ -114,12 +114,13 @@ def test_the_contract_names_its_choices():
             bloodmnist_latent tissue_vae tissue_latent adrenal_vae adrenal_latent digits_vae digits_latent
             leukemia_pixel leukemia_vae leukemia_latent sprites_pixel mnist_pixel retinamnist_pixel
             pneumoniamnist_pixel pathmnist_pixel adrenal_pixel mnist_denoiser wbc_segmenter""",
-        "model": "pixel_ddpm latent_ddpm autoencoder_kl autoencoder_vq noisy_classifier segmenter mask_ddpm",
+        "model": """pixel_ddpm latent_ddpm autoencoder_kl autoencoder_vq noisy_classifier segmenter mask_ddpm
+            distilled""",
         "network": "tiny small base unet_diffusers controlnet cnn",
         "scheduler": "linear scaled_linear cosine sigmoid edm flow",
         "parameterization": "eps x0 v flow edm",
         "sampler": "ddpm ddim euler heun midpoint dpmpp_2m dpmpp_3m dpmpp_2m_sde unipc",
-        "grid": "uniform quadratic karras log_snr optimised",
+        "grid": "uniform quadratic karras log_snr optimised angle",
         "dataset": """tissue lesions digits bloodmnist breastmnist npz folder csv masks dicom nifti shards sprites
             mnist""",
         "accelerator": "auto cpu cpu_ddp gpu gpu_ddp gpu_fsdp mps slurm",

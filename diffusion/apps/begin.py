@@ -1,4 +1,4 @@
-"""A run that begins from another: finetune.from=RUN_DIR, or network=controlnet network.base=RUN_DIR."""
+"""A run that begins from another: by finetune.from, network.base (of a ControlNet) or model.teacher (of a student)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,17 @@ from omegaconf import DictConfig, OmegaConf
 from datamodules.batch import DataSpec
 from diffusion.errors import UserError
 from diffusion.finetune import begin, choose, layered
-from diffusion.models import Diffusion, Model
+from diffusion.models import Diffusion, Distilled, Model, unfit
 from diffusion.runs import Run
 
 log = logging.getLogger("diffusion")
 
-TAKEN = ("model", "scheduler", "parameterization", "codec")
+MEANING = ("scheduler", "parameterization", "codec")
+TAKEN = {
+    "finetune.from": ("model", *MEANING, "network", "control"),
+    "network.base": ("model", *MEANING),
+    "model.teacher": (*MEANING, "network", "control", "augmentation"),
+}
 """The groups by which the weights have their meaning: they are those of the run that is begun from."""
 
 
@@ -27,25 +32,41 @@ def based_on(cfg: DictConfig) -> Run | None:
     Raises UserError where there is no such run, it is not a diffusion model's, or the command line asks for other
     parts.
     """
-    tuned, steered = cfg.finetune["from"], cfg.network.get("base") if cfg.network else None
+    tuned = cfg.finetune["from"]
     for override in HydraConfig.get().overrides.task:
         if tuned is None and override.startswith("finetune.") and not override.startswith("finetune.from="):
             raise UserError(f"{override} needs finetune.from=RUN_DIR, the run to begin from")
-    if tuned is None and steered is None:
+    if "teacher" in cfg.model and cfg.model.teacher is None:
+        raise UserError("model=distilled needs model.teacher=RUN_DIR, the run that it learns from")
+    asked = {
+        "finetune.from": tuned,
+        "network.base": cfg.network.get("base") if cfg.network else None,
+        "model.teacher": cfg.model.get("teacher"),
+    }
+    asked = {key: directory for key, directory in asked.items() if directory is not None}
+    if not asked:
         return None
-    if tuned is not None and steered is not None:
-        raise UserError("finetune.from and network.base: a run begins from one other; steer first, then fine-tune that")
-    key = "finetune.from" if tuned is not None else "network.base"
-    base = Run.open(tuned if tuned is not None else steered, key=key)
+    if len(asked) > 1:
+        raise UserError(
+            f"{' and '.join(asked)}: a run begins from one other; make one of the two, then go on from that"
+        )
+    ((key, directory),) = asked.items()
+    base = Run.open(directory, key=key)
     if not isinstance(base.model, Diffusion):
         raise UserError(f"{key}={base.directory} is of {base.config.experiment}: give the run of a diffusion model")
-    taken = (*TAKEN, "network", "control") if tuned is not None else TAKEN
+    if isinstance(base.model, Distilled):
+        raise UserError(f"{key}={base.directory} is a student of few steps: give its teacher, {base.model.teacher}")
+    taken = TAKEN[key]
     for override in HydraConfig.get().overrides.task:
         group = re.split(r"[.=]", override.lstrip("+~"))[0]
         if group in taken and not override.startswith("codec.run="):
             raise UserError(f"{override}: a run that begins from {base.directory} has its {group}; leave it out")
     given = OmegaConf.to_container(base.config, resolve=True)
-    if steered is not None:
+    if key == "model.teacher":
+        if reason := unfit(base.model, base.spec):
+            raise UserError(f"{key}={base.directory} {reason}: give another diffusion model's run")
+        cfg.model.condition, cfg.model.noise = given["model"]["condition"], given["model"]["noise"]
+    if key == "network.base":
         if (
             given.get("control")
             or given["model"].get("known")
@@ -70,6 +91,9 @@ def module_of(
         return module
     base.warn_if_unfinished()
     weights = base.model.trained_denoiser(base.spec, base.weights()).state_dict()
+    if isinstance(model, Distilled):
+        check_same(base, datamodule.spec)
+        return model.taught(module, base.generative().denoiser, weights)
     if cfg.finetune["from"] is None:
         module.network.begin({name.removeprefix("network."): value for name, value in weights.items()})
         return module
@@ -82,6 +106,19 @@ def module_of(
     choose(module.trained, cfg.finetune.unfreeze, new, updates=cfg.finetune.lora is not None)
     module.optimizer = layered(module.optimizer, module.trained, cfg.finetune.lr_decay, cfg.finetune.token_lr)
     return module
+
+
+def check_same(teacher: Run, spec: DataSpec) -> None:
+    """Raises UserError where a student's data are not of the shape and the classes of its teacher's."""
+    kinds = [(each.shape, each.classes, each.multi_label, each.class_names) for each in (teacher.spec, spec)]
+    if kinds[0] != kinds[1]:
+        said = [
+            f"images of shape {shape} and {', '.join(names or ()) or classes or 'no'} classes"
+            for shape, classes, _, names in kinds
+        ]
+        raise UserError(
+            f"model.teacher={teacher.directory} makes {said[0]}, but these data are {said[1]}: choose the same"
+        )
 
 
 def _told(base: Run, model: Diffusion, spec: DataSpec) -> list[tuple[DataSpec, bool]]:

@@ -58,6 +58,12 @@ def find_run(directory: Path, cfg: DictConfig) -> Run | None:
     began, now = run.config.data.codec_fingerprint, cfg.data.codec_fingerprint
     if began != now:
         raise UserError(f"run {directory}: {another_codec(began, now)}")
+    began, now = (config.data.get("teacher_fingerprint") for config in (run.config, cfg))
+    if began and now and began != now:
+        raise UserError(
+            f"run {directory}: model.teacher={cfg.model.teacher} is not the one with which this run began (fingerprint "
+            f"{began}, now {now}), or was trained on since: give that one, or begin another run_id"
+        )
     if changed and all(line.startswith(("data.fingerprint:", "data.std:")) for line in changed):
         where = cfg.dataset.get("path") or "the data set"
         raise UserError(

@@ -193,7 +193,8 @@ def check_parts(cfg: DictConfig, model: Model) -> None:
     for override in HydraConfig.get().overrides.task:
         group = re.split(r"[.=]", override.lstrip("+~"))[0]
         if group in idle and not override.endswith("=none"):
-            raise UserError(f"{override}: this model has no {group}; leave it out")
+            instead = f"use model.{override}" if group in cfg.model else "leave it out"
+            raise UserError(f"{override}: this model has no {group}; {instead}")
     for group in idle:
         cfg[group] = None
 
@@ -219,6 +220,8 @@ def add_facts(cfg: DictConfig, model: Model, datamodule: pl.LightningDataModule,
     # The network's coefficients are part of what its weights mean.
     std = base.config.data.std if base else model.std(datamodule)
     cfg.data = data_section(datamodule.spec, std, datamodule.fingerprint())
+    if "teacher" in cfg.model:
+        cfg.data.teacher_fingerprint = base.fingerprint()
     for key, value in model.facts(datamodule).items():
         OmegaConf.update(cfg, key, value)
 

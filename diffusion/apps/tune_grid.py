@@ -30,6 +30,8 @@ def main(config: DictConfig) -> None:
     check_positive(n=config.n, steps=config.steps, batch_size=config.batch_size)
     run = Run.open(config.run, checkpoint=config.checkpoint, ema=config.ema).under(config)
     run.check()
+    if teacher := run.config.model.get("teacher"):
+        raise UserError(f"a student of few steps is drawn in the steps that it has learnt: tune its teacher, {teacher}")
     if config.steps >= FINE:
         raise UserError(f"steps={config.steps}: fewer than the {FINE} of the reference, or there is nothing to gain")
     kept = tuned_grid(run.directory, config.sampler, config.steps)

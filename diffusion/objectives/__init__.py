@@ -3,6 +3,7 @@
 from diffusion.objectives.adversarial import adaptive_weight, hinge_discriminator, hinge_generator
 from diffusion.objectives.bound import Bound, step_divergence
 from diffusion.objectives.cross_entropy import CrossEntropy
+from diffusion.objectives.distillation import Distillation
 from diffusion.objectives.objective import Objective
 from diffusion.objectives.reconstruction import ReconstructionLoss
 from diffusion.objectives.segmentation import segmentation_loss
@@ -14,6 +15,7 @@ __all__ = [
     "ELBO",
     "Bound",
     "CrossEntropy",
+    "Distillation",
     "LogNormal",
     "LogitNormal",
     "MinSNR",

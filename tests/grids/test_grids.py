@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from diffusion.errors import UserError
-from diffusion.grids import Karras, LogSNR, Optimised, Quadratic, Uniform
-from diffusion.schedulers import EDM, Flow, Linear, NoiseScheduler
+from diffusion.grids import Angle, Karras, LogSNR, Optimised, Quadratic, Uniform
+from diffusion.schedulers import EDM, Cosine, Flow, Linear, NoiseScheduler
 from tests.analytic import EVERY_SCHEDULER, GRIDS, times
 
 every_scheduler = pytest.mark.parametrize("scheduler", EVERY_SCHEDULER.values(), ids=EVERY_SCHEDULER.keys())
@@ -32,7 +32,12 @@ def test_no_steps_are_refused(grid: type, steps: int):
 
 @pytest.mark.parametrize(
     ("grid", "wrong"),
-    [(Karras, {"sigma_min": 0.0}), (Karras, {"sigma_min": 90.0}), (LogSNR, {"low": 3.0, "high": 3.0})],
+    [
+        (Karras, {"sigma_min": 0.0}),
+        (Karras, {"sigma_min": 90.0}),
+        (LogSNR, {"low": 3.0, "high": 3.0}),
+        (Angle, {"level": 0.0}),
+    ],
 )
 def test_empty_ranges_are_refused(grid: type, wrong: dict):
     with pytest.raises(UserError, match=next(iter(wrong))):
@@ -70,6 +75,22 @@ def test_log_snr_grid_is_even(scheduler: NoiseScheduler):
     levels = scheduler.log_snr(LogSNR(steps=25, low=-4, high=8)(scheduler)[:-1])
     torch.testing.assert_close(levels.diff(), torch.full((24,), 0.5, dtype=torch.float64), rtol=0, atol=1e-6)
     assert levels[0].item() == pytest.approx(-4)
+
+
+@every_scheduler
+def test_angle_is_the_uniform_grid_of_the_cosine_schedule(scheduler: NoiseScheduler):
+    """Levels tan(i pi / 2n), from where the scheduler ends, which may be infinite."""
+    t = Angle(steps=6)(scheduler)
+    end = torch.atan2(scheduler.sigma(times(1)), scheduler.alpha(times(1)))
+    levels = scheduler.sigma(t[1:]) / scheduler.alpha(t[1:])
+    torch.testing.assert_close(levels, torch.tan(end * torch.arange(5, -1, -1) / 6), rtol=1e-6, atol=1e-12)
+    assert t[0] == 1
+    torch.testing.assert_close(Angle(steps=6)(Cosine()), Uniform(steps=6)(Cosine()), rtol=1e-9, atol=1e-12)
+
+
+def test_half_of_the_angles_lie_below_the_level():
+    levels = EDM(sigma_max=1e9).sigma(Angle(steps=4, level=0.3)(EDM(sigma_max=1e9)))
+    torch.testing.assert_close(levels[1:], 0.3 * times(1 + 2**0.5, 1, 2**0.5 - 1, 0), rtol=1e-6, atol=1e-12)
 
 
 def test_uniform():

@@ -39,6 +39,8 @@ def recipe(run: Run, size: int | None, progress: str, data: dict[str, str]) -> l
     ]
     if config.model.get("loss"):
         rows.append(("loss", described(config.model.loss)))
+    if config.model.get("teacher"):
+        rows.append(("teacher", f"{config.model.teacher}, whose sampler, objective and guidance the student replaces"))
     rows += [(title, described(config[part])) for part, title in PARTS.items() if config.get(part)]
     rows += [
         ("optimizer", described(config.optimizer)),
