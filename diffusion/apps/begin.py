@@ -110,10 +110,12 @@ def module_of(
 
 def check_same(teacher: Run, spec: DataSpec) -> None:
     """Raises UserError where a student's data are not of the shape and the classes of its teacher's."""
-    kinds = [(each.shape, each.classes, each.multi_label, each.class_names) for each in (teacher.spec, spec)]
+    kinds = [
+        (each.shape, each.classes, each.multi_label, tuple(each.class_names or ())) for each in (teacher.spec, spec)
+    ]
     if kinds[0] != kinds[1]:
         said = [
-            f"images of shape {shape} and {', '.join(names or ()) or classes or 'no'} classes"
+            f"images of shape {shape} and {', '.join(names) or classes or 'no'} classes"
             for shape, classes, _, names in kinds
         ]
         raise UserError(

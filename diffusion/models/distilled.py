@@ -29,7 +29,7 @@ class Distilled(Diffusion):
     """A denoiser made of its teacher's parts; objective, guidance, sampler and grid are settled by what it learns.
 
     Args:
-        teacher: the run directory of a diffusion model; what is read there is given by `taught`.
+        teacher: the run directory of a diffusion model, whose denoiser and weights `taught` is given.
         grid: the student's own steps.
         weighting, substeps: see `Distillation`.
         condition, noise: the teacher's.
@@ -45,7 +45,7 @@ class Distilled(Diffusion):
         grid: Mapping[str, Any],
         weighting: Mapping[str, Any],
         teacher: str | None = None,
-        substeps: int = 32,
+        substeps: int = 8,
         condition: Sequence[str] = ("label",),
         label_dropout: float = 0.0,
         noise: str = "gaussian",
@@ -91,7 +91,6 @@ def unfit(model: Diffusion, spec: DataSpec) -> str | None:
     """What keeps a run's model from being a teacher, in a few words, or None."""
     config, told = model.config, model.told(spec)
     reasons = {
-        "is a student of few steps itself": isinstance(model, Distilled),
         "draws masks": model.target != "image",
         "knows a single noise level": model.level is not None,
         "has seen parts of images only (model.known)": model.known is not None,

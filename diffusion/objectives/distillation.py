@@ -39,7 +39,7 @@ class Distillation:
     teacher: Denoiser | None
     grid: TimeGrid
     weighting: Weighting
-    substeps: int = 32
+    substeps: int = 8
     bound = None
 
     def __post_init__(self) -> None:
