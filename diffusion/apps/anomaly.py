@@ -68,6 +68,11 @@ def main(config: DictConfig) -> None:
     plain.check()
     if run.config.get("control"):
         raise UserError("this run is told more of an image than its class (control), which would give the answer away")
+    if config.method != "redraw" and (teacher := run.config.model.get("teacher")):
+        raise UserError(
+            f"method={config.method} asks what a student of few steps does not know, the mean of all images that fit: "
+            f"use method=redraw, or its teacher, {teacher}"
+        )
     device = best_device(config.device)
     judged = opened(run, config)
     label = label_of(run, judged, config)

@@ -38,7 +38,7 @@ def main(config: DictConfig) -> None:
     run = Run.open(config.run, checkpoint=config.checkpoint, ema=config.ema)
     run = run.under(OmegaConf.create({**config, "guidance": None}))
     run.check()
-    run.model.check_gaussian()
+    run.model.check_posterior_mean()
     if "levels" in config.grid:
         raise UserError("grid=optimised belongs to a sampler: a bound takes log_snr_fine, log_snr, karras, ...")
     if run.config.data.codec_fingerprint is not None:

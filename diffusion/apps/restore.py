@@ -46,7 +46,7 @@ def main(config: DictConfig) -> None:
         raise UserError(f"noise={config.noise}: give a standard deviation from 0 on (images are in [-1, 1]: 0.02)")
     operator: Operator = instantiate(config.operator)
     originals = originals_of(config)
-    originals.run.model.check_gaussian()
+    originals.run.model.check_posterior_mean()
     operator.check(originals.run.spec.shape)
     told = originals.told(config.label)
     out = output_folder(str(config.out or originals.run.directory / "restore"), config.overwrite)

@@ -97,8 +97,8 @@ class Diffusion(Model):
         """Of what is diffused, before the codec."""
         return spec.shape
 
-    def check_gaussian(self) -> None:
-        """Raises UserError for a model that has learnt another noise than Gaussian."""
+    def check_posterior_mean(self) -> None:
+        """Raises UserError for a model that does not answer with the mean of all images that fit, in Gaussian noise."""
         if self.draw is not NOISES["gaussian"]:
             raise UserError(
                 f"a run of {self.config.experiment} has learnt another noise (model.noise), and this is of Gaussian "
@@ -291,7 +291,7 @@ class Diffusion(Model):
         return self.sampled(self.trained_denoiser(spec, weights()), spec, weights)
 
     def denoising(self, spec: DataSpec, weights: Weights) -> GenerativeModel:
-        self.check_gaussian()
+        self.check_posterior_mean()
         return self.sampled(self.trained_denoiser(spec, weights()), spec, weights)
 
     def trained_denoiser(self, spec: DataSpec, weights: Mapping[str, Tensor]) -> NetworkDenoiser:

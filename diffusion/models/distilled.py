@@ -70,7 +70,7 @@ class Distilled(Diffusion):
         module.objective = replace(module.objective, teacher=teacher)
         return module
 
-    def check_gaussian(self) -> None:
+    def check_posterior_mean(self) -> None:
         raise UserError(
             f"a student of few steps answers with where they lead, which is not the mean of all images that fit: give "
             f"its teacher, {self.teacher}"

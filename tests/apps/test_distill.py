@@ -134,12 +134,14 @@ def test_tasks_draw_in_its_own_steps(student, words, tmp_path):
         (["likelihood"], "not the mean"),
         (["restore", "operator=blur", "sampler=ddim"], "not the mean"),
         (["tune_grid", "steps=2"], "steps that it has learnt"),
+        (["anomaly", "normal=[1]"], "method=redraw"),
+        (["export", "to=diffusers"], "export its teacher"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
 def test_what_a_student_cannot_do_is_left_to_its_teacher(student, teacher, words, said, tmp_path):
     with pytest.raises(UserError, match=said) as error:
-        tasks.main([*words, f"run={student}", f"out={tmp_path / 'out'}", "device=cpu"])
+        tasks.main([*words, f"run={student}", f"out={tmp_path / 'out'}"])
     assert str(teacher) in str(error.value)
 
 

@@ -36,6 +36,11 @@ class ToDiffusers:
             raise UserError(
                 f"no pipeline of diffusers joins a UNet2DModel and a codec: export a run in pixels, {OTHERWISE}"
             )
+        if teacher := run.config.model.get("teacher"):
+            raise UserError(
+                f"the pipelines of diffusers draw in steps of their own, and a student in those that it has learnt: "
+                f"export its teacher, {teacher}, {OTHERWISE}"
+            )
         self.shape = run.spec.shape
         if len(self.shape) != 3:
             raise UserError(
