@@ -39,9 +39,10 @@ def command(*words: str) -> str:
     return subprocess.run([sys.executable, *words], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
-def judged(folder: Path, n: int, *words: str) -> dict[str, dict[str, float]]:
+def judged(folder: Path, options: argparse.Namespace, samples: Path) -> dict[str, dict[str, float]]:
     """What evaluate says of fid and kid: the value, and the floor."""
-    command("-m", "diffusion", "evaluate", f"n={n}", f"out={folder}", *words)
+    dataset = [word for word in options.words if word.startswith("dataset")]
+    command("-m", "diffusion", "evaluate", f"n={options.n}", f"out={folder}", f"samples={samples}", *dataset)
     metrics = json.loads((folder / "metrics.json").read_text())["metrics"]
     found = {name: metrics[name]["test"] for name in ("fid", "kid")}
     return {name: {"value": figure["value"], "floor": figure["floor"]["value"]} for name, figure in found.items()}
@@ -56,11 +57,14 @@ def ours(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     sampled = json.loads((run / "sample" / "metrics.json").read_text())
     with open(run / "metrics.csv") as file:
         steps = int(file.readlines()[-1].split(",")[0])
+    # Their images have no labels, which the estimates would make use of.
+    samples = folder / "ours.npz"
+    np.savez(samples, images=np.load(run / "sample" / "samples.npz")["images"])
     return {
         "steps": steps,
         "sampling_seconds": sampled["seconds"],
         "evaluations": sampled["evaluations_per_image"],
-        **judged(folder / "judged-ours", options.n, f"run={run}"),
+        **judged(folder / "judged-ours", options, samples),
     }
 
 
@@ -68,10 +72,8 @@ def theirs(options: argparse.Namespace, folder: Path, tool: str, data: Path) -> 
     samples, seconds = folder / f"{tool}.npz", 60 * options.minutes
     words = [tool, f"--data={data}", f"--batch-size={options.batch_size}", f"--seconds={seconds}", f"--n={options.n}"]
     facts = json.loads(command(PEERS, *words, f"--samples={samples}").splitlines()[-1])
-    dataset = [word for word in options.words if word.startswith("dataset")]
     evaluations = 250 if tool == "denoising_diffusion_pytorch" else 1000
-    found = judged(folder / f"judged-{tool}", options.n, f"samples={samples}", *dataset)
-    return {**facts, "evaluations": evaluations, **found}
+    return {**facts, "evaluations": evaluations, **judged(folder / f"judged-{tool}", options, samples)}
 
 
 def row_text(name: str, row: dict[str, Any], mine: dict[str, Any]) -> str:
