@@ -19,17 +19,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
+from sampling_speed import Draw, untrained  # noqa: E402
 from training_speed import PEERS, save  # noqa: E402
 from turns import measure  # noqa: E402
 
+from diffusion.processor import settle  # noqa: E402
 from diffusion.provenance import machine  # noqa: E402
 
 SIZES = (10**3, 10**4, 10**5, 10**6)
@@ -60,32 +62,20 @@ def trained(folder: Path, cases: dict[str, tuple[int, int, int, list[str]]], tur
     return rows
 
 
-def generative(steps: int) -> Callable[[int], object]:
+def drawing(steps: int) -> Draw:
     """What draws n images by `steps` evaluations each, of a network with its first weights."""
-    import torch
-
-    from diffusion.codecs import Identity
-    from diffusion.denoiser import NetworkDenoiser
-    from diffusion.generative import GenerativeModel
-    from diffusion.grids import Karras
     from diffusion.networks import UNet
-    from diffusion.parameterizations import EDM
-    from diffusion.samplers import ddim
-    from diffusion.schedulers import EDM as VarianceExploding
-    from diffusion.tasks.sample import sample
 
     torch.manual_seed(0)
     network = UNet(1, 1, (28, 28), channels=16, multipliers=(1, 2, 2), blocks=1, attention_size=8)
-    denoiser = NetworkDenoiser(VarianceExploding(), EDM(sd=0.5), network).eval()
-    model = GenerativeModel(denoiser, Identity(), ddim, Karras(steps))
-    return lambda n: sample(model, (1, 28, 28), n, None, seed=0, batch_size=BATCH)
+    return untrained(network, (1, 28, 28), steps, at_once=BATCH)
 
 
 def sampled(repeat: int) -> dict[str, dict[str, float]]:
     """Milliseconds of one evaluation of one image: for numbers of evaluations, and of images, in turns."""
     cases = {f"{steps} evaluations": (steps, BATCH) for steps in EVALUATIONS}
     cases |= {f"{n} images": (EVALUATIONS[1], n) for n in IMAGES}
-    draws = {name: (generative(steps), steps, n) for name, (steps, n) in cases.items()}
+    draws = {name: (drawing(steps), steps, n) for name, (steps, n) in cases.items()}
     times: dict[str, list[float]] = {name: [] for name in draws}
     for turn in range(repeat + 1):
         for name, (draw, steps, n) in draws.items():
@@ -103,10 +93,8 @@ def peak_memory(n: int) -> int:
 
 
 def draw_and_tell(n: int) -> None:
-    from diffusion.processor import settle
-
     settle()
-    generative(2)(n)
+    drawing(2)(n)
     print(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
@@ -141,6 +129,7 @@ def main() -> None:
         if spread(rates) > TOLERANCE:
             faults.append(f"images a second differ by {spread(rates):.1%} over the sizes of the data")
     if "sampling" in options.only:
+        settle()
         found["sampling"] = sampled(repeat=options.turns)
         for name, row in found["sampling"].items():
             print(f"{name:20}{row['milliseconds']:>10.3f} ms an evaluation of an image")

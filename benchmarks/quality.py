@@ -22,14 +22,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from training_speed import PEERS, TOOLS, save  # noqa: E402
+from peers import TOOLS  # noqa: E402
+from training_speed import PEERS, save  # noqa: E402
 
 from diffusion.provenance import machine  # noqa: E402
 from diffusion.runs import datamodule_of  # noqa: E402
+from diffusion.tasks.sample import to_uint8  # noqa: E402
 from tests.training import composed  # noqa: E402
 
 SHARE = 0.5
@@ -92,7 +95,12 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=2)
     parser.add_argument("--n", type=int, default=500)
     parser.add_argument("--batch-size", type=int, default=32, help="of the libraries")
-    parser.add_argument("--tools", nargs="+", choices=TOOLS[1:], default=["diffusers", "monai", TOOLS[-1]])
+    parser.add_argument(
+        "--tools",
+        nargs="+",
+        choices=[tool for tool in TOOLS if tool != "ours"],
+        default=["diffusers", "monai", "denoising_diffusion_pytorch"],
+    )
     parser.add_argument("--folder", type=Path, help="where all of it is kept; by default nothing but the figures is")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "benchmarks" / "quality.json")
     options = parser.parse_intermixed_args()
@@ -101,8 +109,8 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     config = composed([f"experiment={options.experiment}", *options.words])
     split = datamodule_of(config).split("train")
-    images = np.concatenate([split[places]["image"].permute(0, 2, 3, 1).numpy() for places in _parts(len(split))])
-    save(folder / "data.npz", ((images + 1) * 127.5).round().astype(np.uint8))
+    parts = [to_uint8(split[places]["image"]) for places in torch.arange(len(split)).split(1000)]
+    save(folder / "data.npz", torch.cat(parts).permute(0, 2, 3, 1).numpy())
     print(f"{'':30}{'steps':>7}{'FID':>10}{'/ floor':>9}{'KID':>10}{'calls':>7}{'sampling':>11}{'ours':>8}")
     rows = {"ours": ours(options, folder)}
     print(row_text("ours", rows["ours"], rows["ours"]), flush=True)
@@ -115,12 +123,6 @@ def main() -> None:
     best = min(row["fid"]["value"] for tool, row in rows.items() if tool != "ours")
     if rows["ours"]["fid"]["value"] > SHARE * best:
         raise SystemExit(f"our distance is {rows['ours']['fid']['value'] / best:.2f} of the best library's")
-
-
-def _parts(n: int) -> list[Any]:
-    import torch
-
-    return list(torch.arange(n).split(1000))
 
 
 if __name__ == "__main__":

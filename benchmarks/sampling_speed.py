@@ -33,21 +33,26 @@ Draw = Callable[[int], object]
 CHANNELS = 3
 
 
-def ours(size: int, steps: int) -> Draw:
+def untrained(network: torch.nn.Module, shape: tuple[int, ...], steps: int, at_once: int | None = None) -> Draw:
+    """What draws by `steps` evaluations an image, all together or so many `at_once`, of our network as it is."""
     from diffusion.codecs import Identity
     from diffusion.denoiser import NetworkDenoiser
     from diffusion.generative import GenerativeModel
     from diffusion.grids import Karras
-    from diffusion.networks import UNet
     from diffusion.parameterizations import EDM
     from diffusion.samplers import ddim
     from diffusion.schedulers import EDM as VarianceExploding
     from diffusion.tasks.sample import sample
 
-    network = UNet(CHANNELS, CHANNELS, (size, size), **our_network(size))
     denoiser = NetworkDenoiser(VarianceExploding(), EDM(sd=0.5), network)
     model = GenerativeModel(denoiser, Identity(), ddim, Karras(steps))
-    return lambda n: sample(model, (CHANNELS, size, size), n, None, seed=0, batch_size=n)
+    return lambda n: sample(model, shape, n, None, seed=0, batch_size=at_once or n)
+
+
+def ours(size: int, steps: int) -> Draw:
+    from diffusion.networks import UNet
+
+    return untrained(UNet(CHANNELS, CHANNELS, (size, size), **our_network(size)), (CHANNELS, size, size), steps)
 
 
 def diffusers(size: int, steps: int) -> Draw:

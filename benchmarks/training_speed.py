@@ -24,12 +24,12 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
+import peers  # noqa: E402
 from turns import measure  # noqa: E402
 
 from diffusion.provenance import machine  # noqa: E402
 
-TOOLS = ("ours", "diffusers", "monai", "monai_without_workers", "denoising_diffusion_pytorch")
-PEERS = str(ROOT / "benchmarks" / "peers.py")
+PEERS, TOOLS = peers.__file__, tuple(peers.TOOLS)
 
 
 def images_of(data: Path | None, size: int, most: int) -> np.ndarray:

@@ -75,10 +75,9 @@ class Loop:
 
     def peak_memory(self) -> int:
         """Bytes: the most that the process has had, and what its children have now, shared pages in equal parts."""
-        children = [int(word) for word in _of(self.process.pid, "status", "Pid")]
-        own = 1024 * int(_of(children[0], "status", "VmHWM")[0])
-        session = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
-        others = [pid for pid in session if pid != self.process.pid and _session(pid) == self.process.pid]
+        own = 1024 * int(_of(self.process.pid, "status", "VmHWM")[0])
+        running = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
+        others = [pid for pid in running if pid != self.process.pid and _session(pid) == self.process.pid]
         return own + sum(1024 * int((_of(pid, "smaps_rollup", "Pss") or ["0"])[0]) for pid in others)
 
     def close(self) -> None:

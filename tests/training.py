@@ -31,6 +31,14 @@ SMALL = [
     "callbacks.previews.n=4",
     "grid.steps=2",
 ]
+OFTEN = [
+    "trainer.validate_every_n_steps=4",
+    "trainer.log_every_n_steps=2",
+    "checkpoint.every_n_steps=4",
+    "callbacks.previews.every_n_steps=4",
+    "callbacks.learning_rate.final=1",
+]
+"""Small runs show all that they write, at a constant rate."""
 CLASSIFIER = ["experiment=digits_classifier", *SHORT, "model.network.channels=8"]
 SEGMENTER = ["experiment=wbc_segmenter", "dataset=tissue", *SHORT, "network=tiny", "network.channels=8"]
 AUTOENCODER = ["experiment=digits_vae", *SHORT, "model.network.channels=8", "callbacks.reconstructions.n=4"]

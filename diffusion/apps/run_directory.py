@@ -14,9 +14,10 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from diffusion.apps.folders import alone_in
 from diffusion.apps.launchers import RUN_LOCK, first_process
 from diffusion.errors import UserError
-from diffusion.files import claim, remove_temporaries, replace_file
+from diffusion.files import remove_temporaries, replace_file
 from diffusion.models import another_codec
 from diffusion.runs import Run, differences
 
@@ -32,14 +33,7 @@ def claimed(directory: Path) -> Iterator[None]:
     if not first_process():
         yield
         return
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        file = claim(directory / RUN_LOCK)
-    except OSError as error:
-        raise UserError(f"cannot make the run directory {directory}: {error.strerror}; set runs_dir") from error
-    if file is None:
-        raise UserError(f"run {directory} is at work in another process: wait for it, or stop it")
-    with file:
+    with alone_in(directory / RUN_LOCK, "run", "run directory"):
         remove_temporaries(directory)
         yield
 

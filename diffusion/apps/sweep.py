@@ -26,6 +26,7 @@ from omegaconf import DictConfig
 
 from diffusion.apps.cli import Passing, deferred, suggest
 from diffusion.apps.config import check_types
+from diffusion.apps.folders import alone_in
 from diffusion.apps.launchers import DRIVER, SWEEP, first_process, launched
 from diffusion.apps.sweep_signals import passed_on
 from diffusion.apps.trials import (
@@ -40,7 +41,6 @@ from diffusion.apps.trials import (
     trials_of,
 )
 from diffusion.errors import GateFailed, Stopped, UserError
-from diffusion.files import claim
 
 LOCK = ".lock"
 
@@ -101,7 +101,7 @@ class Sweep(Callback):
         if not first_process():
             launch([trial for trial in trials if not trial.finished])
             return
-        with _locked(folder), passed_on(trials):
+        with alone_in(folder / LOCK, "sweep"), passed_on(trials):
             _wait_for_others(trials)
             for trial in trials:
                 trial.adopt()
@@ -179,20 +179,6 @@ def check(trials: Sequence[Trial], config: DictConfig, context: HydraContext) ->
                 f"-m with accelerator.devices={devices}: each process of a trial would begin the sweep anew. Let "
                 f"torchrun start them, `{command}`, or Slurm, with accelerator=slurm hydra/launcher=slurm"
             )
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """The sweep's folder, closed to other commands that would begin the same trials."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = claim(folder / LOCK)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {folder}: {error.strerror}; set runs_dir") from error
-    if file is None:
-        raise UserError(f"sweep {folder} is at work in another process: wait for it, or stop it")
-    with file:
-        yield
 
 
 def _wait_for_others(trials: Sequence[Trial]) -> None:

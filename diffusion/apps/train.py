@@ -50,11 +50,9 @@ def train(cfg: DictConfig) -> None:
     mend, and Stopped after a signal, when the state has been saved.
     """
     settle()
-    fits = False
-    while not fits:
+    while True:
         try:
-            train_in_parts(cfg)
-            fits = True
+            return train_in_parts(cfg)
         except TooLarge as error:
             cfg.trainer.accumulate_grad_batches = error.parts
         # With the error have gone its frames, and what they held.

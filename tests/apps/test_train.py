@@ -25,16 +25,12 @@ from diffusion.callbacks.metrics_csv import read_rows
 from diffusion.errors import Stopped, UserError
 from diffusion.modules import DiffusionModule
 from tests.callbacks.toy import Clock
-from tests.training import SMALL, assert_same_run, losses, run_training, start_training, state
+from tests.training import OFTEN, SMALL, assert_same_run, losses, run_training, start_training, state
 
 pytestmark = pytest.mark.slow
 
 PLAN = [
-    "trainer.validate_every_n_steps=4",
-    "trainer.log_every_n_steps=2",
-    "checkpoint.every_n_steps=4",
-    "callbacks.previews.every_n_steps=4",
-    "callbacks.learning_rate.final=1",
+    *OFTEN,
     "callbacks.learning_rate.warmup_steps=100",
     "optimizer.lr=1e-3",
     "sampler=heun",

@@ -21,7 +21,7 @@ from diffusion.callbacks.wandb_page import short
 from diffusion.errors import Stopped, UserError
 from diffusion.modules import DiffusionModule
 from tests.commands import diffusion, refusal
-from tests.training import SMALL, run_training
+from tests.training import OFTEN, SMALL, run_training
 from tests.wandb_records import artifacts, history, logs_of, of_kind, summary
 from tests.wandb_server import KEY, wandb_server
 
@@ -30,11 +30,7 @@ pytestmark = pytest.mark.slow
 STEP = "trainer/global_step"
 SECTIONS = {"train", "val", "loss_by_noise", "samples", "eval", "system"}
 PLAN = [
-    "trainer.validate_every_n_steps=4",
-    "trainer.log_every_n_steps=2",
-    "checkpoint.every_n_steps=4",
-    "callbacks.previews.every_n_steps=4",
-    "callbacks.learning_rate.final=1",
+    *OFTEN,
     "logger=wandb_offline",
 ]
 

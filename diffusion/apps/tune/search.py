@@ -19,6 +19,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from diffusion.apps.folders import making
 from diffusion.apps.tune.space import Params, distributions, rounded
 from diffusion.errors import UserError
 from diffusion.files import claim, replace_file
@@ -50,10 +51,8 @@ class Search:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.folder, self.settings = folder, settings
         self.space = distributions(settings.space)
-        try:
-            (folder / "trials").mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot make the folder {folder}: {error.strerror}; set runs_dir") from error
+        with making(folder):
+            (folder / "trials").mkdir(exist_ok=True)
         journal = folder / JOURNAL
         lock = JournalFileOpenLock(str(journal))
         with self._alone():
