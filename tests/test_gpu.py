@@ -19,7 +19,7 @@ from diffusion.models import factory
 from diffusion.modules import DiffusionModule
 from diffusion.networks import UNet
 from tests.callbacks.test_metrics import train_rows
-from tests.training import AUTOENCODER, SMALL, built, composed, run_training
+from tests.training import AUTOENCODER, SMALL, built, composed, losses, run_training
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -95,6 +95,20 @@ def test_training_and_sampling(tmp_path):
     with np.load(run / "sample" / "samples.npz") as file, np.load(tmp_path / "cpu" / "samples.npz") as reference:
         assert np.abs(file["images"].astype(int) - reference["images"]).max() <= 2
     assert json.loads((run / "sample" / "metrics.json").read_text())["evaluations_per_image"] > 7
+
+
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+def test_compiled_training_and_sampling(tmp_path, mode):
+    words = ["accelerator=gpu", "trainer.max_steps=10", "trainer.log_every_n_steps=1", "network.dropout=0"]
+    run, plain = run_training(tmp_path, *words, f"accelerator.compile={mode}"), run_training(tmp_path / "plain", *words)
+    for row, other in zip(losses(run), losses(plain), strict=True):
+        assert float(row["train/loss"] or 0) == pytest.approx(float(other["train/loss"] or 0), rel=0.02)
+    images = []
+    for compile_ in (mode, "null"):
+        out = tmp_path / compile_
+        tasks.main(["sample", f"run={run}", "n=20", "batch_size=8", "device=cuda", f"compile={compile_}", f"out={out}"])
+        images.append(np.load(out / "samples.npz")["images"].astype(int))
+    assert np.abs(images[0] - images[1]).max() <= 2
 
 
 class Watched(EMA):

@@ -19,6 +19,7 @@ from torch import Tensor
 from datamodules.batch import DataSpec
 from diffusion.apps.conditions import Asked, adherence, asked_for, judge_of, save_pairs
 from diffusion.apps.output import best_device, leave_to_the_first, output_folder, progress
+from diffusion.compilation import check_mode, compiled
 from diffusion.errors import UserError
 from diffusion.processes import place
 from diffusion.runs import Run
@@ -29,6 +30,7 @@ from diffusion.tasks.sample import (
     check_positive,
     counted_evaluations,
     labels_of,
+    networks_of,
     of_label,
     sample,
     to_uint8,
@@ -47,6 +49,7 @@ ANIMATED = 64
 def main(config: DictConfig) -> None:
     """Write samples.npz, grid.png, trajectory.gif, metrics.json and cases.csv into the output folder."""
     check_positive(n=config.n, batch_size=config.batch_size)
+    check_mode(config.compile, "compile")
     if config.bits not in (8, 16):
         raise UserError(f"bits={config.bits}: give 8 or 16")
     run = Run.open(config.run, checkpoint=config.checkpoint, ema=config.ema).under(config)
@@ -62,7 +65,11 @@ def main(config: DictConfig) -> None:
     out = output_folder(str(config.out or run.directory / "sample"), config.overwrite)
     trajectory = Trajectory(ANIMATED, generative.codec)
     start = time.perf_counter()
-    with progress() as bar, counted_evaluations(generative.denoiser) as evaluations:
+    with (
+        progress() as bar,
+        counted_evaluations(generative.denoiser) as evaluations,
+        compiled(networks_of(generative.denoiser), config.compile, "compile"),
+    ):
         task = bar.add_task("sampling", total=config.n)
         images = sample(
             generative,

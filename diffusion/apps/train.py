@@ -31,6 +31,7 @@ from diffusion.apps.parts import TooLarge, in_smaller_parts, is_out_of_memory
 from diffusion.apps.run_directory import LOG, begun, claimed, find_run, held_back, logging_to
 from diffusion.apps.slurm import requeue
 from diffusion.apps.trials import trial_id
+from diffusion.compilation import check_mode, compiled
 from diffusion.errors import Abandoned, Stopped, UserError
 from diffusion.models import PARTS, Model, factory
 from diffusion.processor import settle
@@ -109,7 +110,7 @@ def train_in_parts(cfg: DictConfig) -> None:
             trainer.loggers = [metrics_csv(run, step)]
             if page:
                 trainer.loggers += [page.of(run.directory, OmegaConf.to_container(cfg))]
-            with page or nullcontext():
+            with page or nullcontext(), compiled([module.network], cfg.accelerator.compile, "accelerator.compile"):
                 try:
                     fit(trainer, cfg, module, datamodule, signals, checkpoint)
                 except RuntimeError as error:
@@ -139,6 +140,7 @@ def check(cfg: DictConfig) -> cb.Budget:
     """Hold the config to its types and ranges, and fill in the run id. Raises UserError. Returns the run's limits."""
     choices = HydraConfig.get().runtime.choices
     check_types(cfg, choices)
+    check_mode(cfg.accelerator.compile, "accelerator.compile")
     if cfg.resume not in ("auto", "never"):
         raise UserError(f"resume={cfg.resume}: give auto or never")
     positive = {f"trainer.{key}": cfg.trainer[key] for key in cfg.trainer if key not in ("max_time", "max_steps")}
@@ -293,7 +295,7 @@ def make_trainer(cfg: DictConfig, directory: Path, callbacks: list[pl.Callback])
         logging.getLogger(logger).setLevel(logging.WARNING)
     try:
         return pl.Trainer(
-            **instantiate(cfg.accelerator, _convert_="all"),
+            **{key: value for key, value in instantiate(cfg.accelerator, _convert_="all").items() if key != "compile"},
             logger=False,
             callbacks=callbacks,
             plugins=[cb.AtomicCheckpointIO()],

@@ -121,6 +121,11 @@ def check_count(n: int | None) -> None:
     check_positive(n=1 if n is None else n)
 
 
+def networks_of(denoiser: Denoiser) -> list[nn.Module]:
+    """The networks that a denoiser asks: its own, and those of what guides it."""
+    return [module.network for module in denoiser.modules() if isinstance(module, NetworkDenoiser)]
+
+
 @contextmanager
 def counted_evaluations(denoiser: Denoiser) -> Iterator[Callable[[], int]]:
     """Count the images that pass through denoising networks; the value is a function that tells how many so far."""
@@ -130,8 +135,7 @@ def counted_evaluations(denoiser: Denoiser) -> Iterator[Callable[[], int]]:
         nonlocal count
         count += len(arguments[0])
 
-    networks = [module.network for module in denoiser.modules() if isinstance(module, NetworkDenoiser)]
-    handles = [network.register_forward_pre_hook(add) for network in networks]
+    handles = [network.register_forward_pre_hook(add) for network in networks_of(denoiser)]
     try:
         yield lambda: count
     finally:

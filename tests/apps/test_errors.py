@@ -95,6 +95,7 @@ VALUES = [
     ("model.target=nope", "model.target=nope"),
     ("accelerator.precision=nonsense", "nonsense"),
     ("accelerator.accelerator=banana", "banana"),
+    ("accelerator.compile=fast", "accelerator.compile=fast", "reduce-overhead"),
     ("optimizer._target_=torch.optim.Nope", "torch.optim.Nope"),
 ]
 

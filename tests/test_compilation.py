@@ -1,0 +1,100 @@
+"""What torch.compile makes of the networks is what they are, by the same names, and is not made anew for each size."""
+
+import numpy as np
+import pytest
+import torch
+from torch._inductor import compile_fx
+from torch._inductor.exc import InvalidCxxCompiler
+
+from diffusion.compilation import compiled
+from diffusion.errors import UserError
+from diffusion.networks import UNet
+from tests.training import OFTEN, assert_same_run, losses, run_training
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def graphs(monkeypatch):
+    """The graphs that torch makes of the networks are run as they are: to generate code for a CPU takes minutes."""
+    from torch._dynamo.backends.debugging import aot_eager
+
+    found = []
+
+    def run_as_it_is(graph, inputs, **options):
+        found.append(graph)
+        return aot_eager(graph, inputs)
+
+    monkeypatch.setattr(compile_fx, "compile_fx", run_as_it_is)
+    torch._dynamo.reset()
+    yield found
+    torch._dynamo.reset()
+
+
+@pytest.fixture
+def network():
+    network = UNet(1, 1, (8, 8), classes=3, channels=8, multipliers=(1, 2), blocks=1, attention_size=4)
+    with torch.no_grad():
+        for i, p in enumerate(network.parameters()):
+            p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(i)))
+    return network
+
+
+def inputs(count: int):
+    generator = torch.Generator().manual_seed(count)
+    x, noise = torch.randn(count, 1, 8, 8, generator=generator), torch.randn(count, generator=generator)
+    return x, noise, {"label": torch.arange(count) % 3, "drop": torch.arange(count) % 2 == 0}
+
+
+def test_batches_of_many_sizes_are_compiled_twice(network, graphs):
+    wanted = {count: network(*inputs(count)) for count in (4, 7, 5, 9)}
+    names = list(network.state_dict())
+    with compiled([network], "default", "compile"), torch.no_grad():
+        for count, answer in wanted.items():
+            torch.testing.assert_close(network(*inputs(count)), answer, rtol=0, atol=1e-4)
+    assert len(graphs) == 2
+    assert list(network.state_dict()) == names
+
+
+def test_gradients_are_those_of_the_network(network):
+    found = []
+    for mode in (None, "default"):
+        with compiled([network], mode, "compile"):
+            network.zero_grad()
+            network(*inputs(4)).square().sum().backward()
+            found.append({name: p.grad.clone() for name, p in network.named_parameters()})
+    for name, wanted in found[0].items():
+        assert (found[1][name] - wanted).norm() <= 1e-4 * (1 + wanted.norm()), name
+
+
+def test_a_system_that_cannot_compile_is_told_in_one_line(network, monkeypatch):
+    def refuse(graph, inputs, **options):
+        raise InvalidCxxCompiler
+
+    monkeypatch.setattr(compile_fx, "compile_fx", refuse)
+    with pytest.raises(UserError) as caught, compiled([network], "default", "accelerator.compile"):
+        network(*inputs(4))
+    said = str(caught.value)
+    assert said.startswith("accelerator.compile=default: torch cannot compile") and "leave it out" in said
+    assert "\n" not in said
+
+
+def test_other_errors_pass(network):
+    with pytest.raises(RuntimeError, match="3 channels"), compiled([network], "default", "compile"):
+        network(torch.randn(2, 3, 8, 8), torch.randn(2), None)
+
+
+def test_a_compiled_run_goes_on_to_the_bit_and_is_sampled(tmp_path):
+    from diffusion.apps import tasks
+
+    words = [*OFTEN, "accelerator=cpu", "accelerator.compile=default"]
+    whole = run_training(tmp_path / "whole", *words, "trainer.max_steps=8")
+    run_training(tmp_path / "parts", *words, "trainer.max_steps=4")
+    assert_same_run(run_training(tmp_path / "parts", *words, "trainer.max_steps=8"), whole)
+    plain = run_training(tmp_path / "plain", *OFTEN, "trainer.max_steps=8")
+    for row, other in zip(losses(whole), losses(plain), strict=True):
+        assert float(row["train/loss"] or 0) == pytest.approx(float(other["train/loss"] or 0), rel=1e-3)
+    for name, compile_ in {"compiled": "default", "as it is": "null"}.items():
+        tasks.main(["sample", f"run={whole}", "n=6", "batch_size=4", f"compile={compile_}", f"out={tmp_path / name}"])
+    images = [np.load(tmp_path / name / "samples.npz")["images"].astype(int) for name in ("compiled", "as it is")]
+    assert np.abs(images[0] - images[1]).max() <= 1
