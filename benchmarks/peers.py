@@ -5,13 +5,15 @@
 FILE.npz holds images, uint8 (N, S, S, C). After each optimizer step a line goes to the standard output: the seconds of
 the monotonic clock at its end. Training ends after --steps or --seconds of it, and with --samples the tool then draws
 --n images by its example's sampler, and says how long that took. The networks are matched in parameters and
-multiply-adds (`--count` prints them); batch size and data are the same for all; all else is the example's own:
+multiply-adds, as benchmarks/networks.py has them (`--count` prints both); batch size and data are the same for all, in
+float32 and without accumulation; all else is the example's own:
 
 - diffusers: examples/unconditional_image_generation/train_unconditional.py. AdamW 1e-4, warm-up of 500 steps, cosine
-  over 100 epochs, averaged weights, DDPM of 1,000 steps.
+  over 100 epochs, averaged weights, flips of colour images, DDPM of 1,000 steps.
 - monai: the tutorial generation/2d_ddpm. Adam 2.5e-5, random affine augmentation, images in [0, 1], DDPM of 1,000
   steps; its four workers of the loader, and as monai_without_workers, which two cores may like better.
-- denoising_diffusion_pytorch: its README and Trainer. Adam 8e-5, averaged weights, DDIM of 250 steps.
+- denoising_diffusion_pytorch: its README and Trainer. Adam 8e-5, averaged weights, flips of colour images, DDIM of 250
+  steps.
 """
 
 from __future__ import annotations
@@ -26,13 +28,16 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+import networks  # noqa: E402
 
 Sampler = Callable[[int], np.ndarray]
 """How many -> images, uint8 (n, S, S, C)."""
@@ -60,6 +65,7 @@ class Task:
 
     images: np.ndarray
     path: Path
+    match: str
     batch_size: int
     another: Limit
     words: list[str]
@@ -72,23 +78,28 @@ class Task:
     def channels(self) -> int:
         return self.images.shape[3]
 
+    @property
+    def shape(self) -> tuple[str, int, int]:
+        """What benchmarks/networks.py makes a network of."""
+        return self.match, self.size, self.channels
 
-def ours(task: Task) -> Sampler:
+
+def ours(task: Task) -> None:
     import pytorch_lightning as pl
+    import torch
 
     from diffusion.apps import train as app
-    from diffusion.runs import Run
-    from diffusion.tasks.sample import sample
     from tests.training import composed
 
     class Steps(pl.Callback):
-        def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+            if pl_module.device.type == "cuda":
+                torch.cuda.synchronize()  # as the others wait for their loss
             trainer.should_stop |= not task.another()
 
     callbacks_of, folder = app.callbacks_of, tempfile.mkdtemp()
     app.callbacks_of = lambda *args: [*callbacks_of(*args), Steps()]
-    shape = our_network(task.size)
-    words = [f"network.{key}={json.dumps(value)}" for key, value in shape.items()]
+    words = [f"network.{key}={json.dumps(value)}" for key, value in networks.our_words(task.match).items()]
     rare = ["trainer.validate_every_n_steps=1000000", "checkpoint.every_n_steps=1000000", "trainer.max_steps=1000000"]
     app.train(
         composed(
@@ -107,39 +118,6 @@ def ours(task: Task) -> Sampler:
             ]
         )
     )
-    run = Run.open(f"{folder}/bloodmnist_pixel/run")
-    return lambda n: sample(run.generative(), run.spec.shape, n, {}, seed=0, batch_size=n).permute(0, 2, 3, 1).numpy()
-
-
-def our_network(size: int) -> dict[str, Any]:
-    """Keys of conf/network for images of a size."""
-    small = {"channels": 32, "multipliers": [1, 2], "attention_size": 4}
-    large = {"channels": 16, "multipliers": [3, 5, 5], "attention_size": 8}
-    return {**(small if size < 16 else large), "blocks": 1, "dropout": 0.0}
-
-
-def their_levels(size: int) -> tuple[tuple[int, ...], list[bool]]:
-    """Widths of the levels, two blocks in each, and whether they attend, of the U-Nets of diffusers and MONAI."""
-    widths = (32, 48) if size < 16 else (32, 64, 64)
-    return widths, [False] * (len(widths) - 1) + [size / 2 ** (len(widths) - 1) <= 8]
-
-
-def diffusers_network(size: int, channels: int) -> Any:
-    from diffusers import UNet2DModel
-
-    widths, attends = their_levels(size)
-    return UNet2DModel(
-        sample_size=size,
-        in_channels=channels,
-        out_channels=channels,
-        layers_per_block=2,
-        block_out_channels=widths,
-        norm_num_groups=16,
-        attention_head_dim=16,
-        add_attention=attends[-1],
-        down_block_types=["AttnDownBlock2D" if each else "DownBlock2D" for each in attends],
-        up_block_types=["AttnUpBlock2D" if each else "UpBlock2D" for each in reversed(attends)],
-    )
 
 
 def diffusers(task: Task) -> Sampler:
@@ -157,6 +135,7 @@ def diffusers(task: Task) -> Sampler:
         [
             transforms.Resize(task.size, interpolation=transforms.InterpolationMode.BILINEAR),
             transforms.CenterCrop(task.size),
+            *([transforms.RandomHorizontalFlip()] if task.channels == 3 else []),
             transforms.ToTensor(),
             transforms.Normalize([0.5], [0.5]),
         ]
@@ -164,7 +143,7 @@ def diffusers(task: Task) -> Sampler:
     pictures = [Image.fromarray(image.squeeze()) for image in task.images]
     items = _Mapped(pictures, lambda picture: {"input": augmentations(picture)})
     loader = torch.utils.data.DataLoader(items, batch_size=task.batch_size, shuffle=True, num_workers=0)
-    model, scheduler = diffusers_network(task.size, task.channels), DDPMScheduler(num_train_timesteps=1000)
+    model, scheduler = networks.diffusers(*task.shape), DDPMScheduler(num_train_timesteps=1000)
     average = EMAModel(
         model.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75, model_config=model.config
     )
@@ -200,22 +179,6 @@ def diffusers(task: Task) -> Sampler:
     return draw
 
 
-def monai_network(size: int, channels: int) -> Any:
-    from monai.networks.nets import DiffusionModelUNet
-
-    widths, attends = their_levels(size)
-    return DiffusionModelUNet(
-        spatial_dims=2,
-        in_channels=channels,
-        out_channels=channels,
-        channels=widths,
-        attention_levels=attends,
-        num_res_blocks=2,
-        num_head_channels=16,
-        norm_num_groups=16,
-    )
-
-
 def monai(task: Task, workers: int = 4) -> Sampler:
     import torch
     import torch.nn.functional as F
@@ -243,16 +206,17 @@ def monai(task: Task, workers: int = 4) -> Sampler:
     loader = DataLoader(
         data, batch_size=task.batch_size, shuffle=True, num_workers=workers, persistent_workers=workers > 0
     )
-    model, scheduler = monai_network(task.size, task.channels), DDPMScheduler(num_train_timesteps=1000)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model, scheduler = networks.monai(*task.shape).to(device), DDPMScheduler(num_train_timesteps=1000)
     optimizer, inferer = torch.optim.Adam(params=model.parameters(), lr=2.5e-5), DiffusionInferer(scheduler)
     going = True
     while going:
         model.train()
         for batch in loader:
-            images = batch["image"]
+            images = batch["image"].to(device)
             optimizer.zero_grad(set_to_none=True)
             noise = torch.randn_like(images)
-            times = torch.randint(0, inferer.scheduler.num_train_timesteps, (len(images),)).long()
+            times = torch.randint(0, inferer.scheduler.num_train_timesteps, (len(images),), device=device).long()
             predicted = inferer(inputs=images, diffusion_model=model, noise=noise, timesteps=times)
             loss = F.mse_loss(predicted.float(), noise.float())
             loss.backward()
@@ -263,20 +227,12 @@ def monai(task: Task, workers: int = 4) -> Sampler:
 
     def draw(n: int) -> np.ndarray:
         scheduler.set_timesteps(num_inference_steps=1000)
-        noise = torch.randn(n, task.channels, task.size, task.size)
+        noise = torch.randn(n, task.channels, task.size, task.size, device=device)
         with torch.no_grad():
             images = inferer.sample(input_noise=noise, diffusion_model=model.eval(), scheduler=scheduler, verbose=False)
-        return (images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+        return (images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
     return draw
-
-
-def denoising_network(size: int, channels: int) -> Any:
-    from denoising_diffusion_pytorch import Unet
-
-    return Unet(dim=16, dim_mults=(1, 4), channels=channels) if size < 16 else Unet(
-        dim=32, dim_mults=(1, 2, 2), channels=channels
-    )  # fmt: skip
 
 
 def denoising_diffusion_pytorch(task: Task) -> Sampler:
@@ -287,8 +243,9 @@ def denoising_diffusion_pytorch(task: Task) -> Sampler:
     (folder / "images").mkdir()
     for number, image in enumerate(task.images):
         Image.fromarray(image.squeeze()).save(folder / "images" / f"{number}.png")
-    network = denoising_network(task.size, task.channels)
-    diffusion = GaussianDiffusion(network, image_size=task.size, timesteps=1000, sampling_timesteps=250)
+    diffusion = GaussianDiffusion(
+        networks.denoising_diffusion_pytorch(*task.shape), image_size=task.size, timesteps=1000, sampling_timesteps=250
+    )
     trainer = Trainer(
         diffusion,
         str(folder / "images"),
@@ -317,7 +274,7 @@ def denoising_diffusion_pytorch(task: Task) -> Sampler:
 
         with torch.inference_mode(), contextlib.redirect_stderr(io.StringIO()):
             images = trainer.ema.ema_model.eval().sample(batch_size=n)
-        return (images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+        return (images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
     return draw
 
@@ -337,34 +294,21 @@ class _Mapped:
         return self.change(self.items[place])
 
 
-TOOLS = {tool.__name__: tool for tool in (ours, diffusers, monai, monai_without_workers, denoising_diffusion_pytorch)}
-
-
-def counted(tool: str, size: int, channels: int) -> dict[str, float]:
-    """Millions of parameters, and of multiply-adds for one image, of a tool's network."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from diffusion.networks import UNet
-
-    networks = {
-        "ours": lambda size, channels: UNet(channels, channels, (size, size), **our_network(size)),
-        "diffusers": diffusers_network,
-        "monai": monai_network,
-        "monai_without_workers": monai_network,
-        "denoising_diffusion_pytorch": denoising_network,
+def versions() -> dict[str, str]:
+    """Of the libraries that are compared."""
+    return {
+        name: metadata.version(name) for name in ("diffusers", "accelerate", "monai", "denoising-diffusion-pytorch")
     }
-    network = networks[tool](size, channels)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(torch.randn(1, channels, size, size), torch.zeros(1))
-    parameters = sum(parameter.numel() for parameter in network.parameters())
-    return {"parameters_m": parameters / 1e6, "multiply_adds_m": counter.get_total_flops() / 2e6}
+
+
+TOOLS = {tool.__name__: tool for tool in (ours, diffusers, monai, monai_without_workers, denoising_diffusion_pytorch)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tool", choices=TOOLS)
     parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--match", choices=networks.MATCHES, default="wide", help="the size of the networks")
     parser.add_argument("--count", action="store_true", help="print the size of the network, and end")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--steps", type=int)
@@ -373,19 +317,22 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=256)
     parser.add_argument("--set", nargs="*", default=[], help="further words of train.py, for ours alone")
     options = parser.parse_args()
+    if options.samples and options.tool == "ours":
+        parser.error("ours draws by python -m diffusion sample")
     images = np.load(options.data)["train_images"]
     images = images if images.ndim == 4 else images[..., None]
     if options.count:
-        print(json.dumps(counted(options.tool, images.shape[1], images.shape[3])))
+        library = options.tool.removesuffix("_without_workers")
+        print(json.dumps(networks.counted(library, options.match, images.shape[1], images.shape[3])))
         return
     if options.tool != "ours":
         import torch
 
         from diffusion.processor import cores
 
-        torch.set_num_threads(cores())
+        torch.set_num_threads(min(torch.get_num_threads(), cores()))
     limit = Limit(options.steps, options.seconds)
-    draw = TOOLS[options.tool](Task(images, options.data, options.batch_size, limit, options.set))
+    draw = TOOLS[options.tool](Task(images, options.data, options.match, options.batch_size, limit, options.set))
     if options.samples:
         start = time.monotonic()
         drawn = draw(options.n)

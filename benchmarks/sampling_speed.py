@@ -3,8 +3,9 @@
     pip install -e ".[benchmarks]"
     python benchmarks/sampling_speed.py      # 28 x 28 and 64 x 64, ten minutes on two cores
 
-Each tool draws by DDIM with its own pipeline, from a network with its first weights (benchmarks/peers.py), in turns in
-one process; the figure is the median over the turns. benchmarks/quality.py has the time at equal quality.
+Each tool draws by DDIM with its own pipeline, from a network with its first weights (benchmarks/networks.py), in turns
+in one process; the figure is the median over the turns. benchmarks/quality.py has the time at equal quality. Status 1
+where ours is slower than any of them.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
+import networks  # noqa: E402
 import torch  # noqa: E402
-from peers import denoising_network, diffusers_network, monai_network, our_network  # noqa: E402
+from peers import versions  # noqa: E402
 
 from diffusion.processor import settle  # noqa: E402
 from diffusion.provenance import machine  # noqa: E402
@@ -31,6 +33,7 @@ from diffusion.provenance import machine  # noqa: E402
 Draw = Callable[[int], object]
 """Draws so many images."""
 CHANNELS = 3
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def untrained(network: torch.nn.Module, shape: tuple[int, ...], steps: int, at_once: int | None = None) -> Draw:
@@ -44,56 +47,55 @@ def untrained(network: torch.nn.Module, shape: tuple[int, ...], steps: int, at_o
     from diffusion.schedulers import EDM as VarianceExploding
     from diffusion.tasks.sample import sample
 
-    denoiser = NetworkDenoiser(VarianceExploding(), EDM(sd=0.5), network)
+    denoiser = NetworkDenoiser(VarianceExploding(), EDM(sd=0.5), network).to(DEVICE)
     model = GenerativeModel(denoiser, Identity(), ddim, Karras(steps))
     return lambda n: sample(model, shape, n, None, seed=0, batch_size=at_once or n)
 
 
-def ours(size: int, steps: int) -> Draw:
-    from diffusion.networks import UNet
-
-    return untrained(UNet(CHANNELS, CHANNELS, (size, size), **our_network(size)), (CHANNELS, size, size), steps)
+def ours(match: str, size: int, steps: int) -> Draw:
+    return untrained(networks.ours(match, size, CHANNELS), (CHANNELS, size, size), steps)
 
 
-def diffusers(size: int, steps: int) -> Draw:
+def diffusers(match: str, size: int, steps: int) -> Draw:
     from diffusers import DDIMPipeline, DDIMScheduler
 
-    pipeline = DDIMPipeline(diffusers_network(size, CHANNELS).eval(), DDIMScheduler(num_train_timesteps=1000))
+    network = networks.diffusers(match, size, CHANNELS).eval()
+    pipeline = DDIMPipeline(network, DDIMScheduler(num_train_timesteps=1000)).to(DEVICE)
     pipeline.set_progress_bar_config(disable=True)
     return lambda n: pipeline(batch_size=n, num_inference_steps=steps, output_type="np")
 
 
-def monai(size: int, steps: int) -> Draw:
+def monai(match: str, size: int, steps: int) -> Draw:
     from monai.inferers import DiffusionInferer
     from monai.networks.schedulers import DDIMScheduler
 
     scheduler = DDIMScheduler(num_train_timesteps=1000)
     scheduler.set_timesteps(num_inference_steps=steps)
-    inferer, network = DiffusionInferer(scheduler), monai_network(size, CHANNELS).eval()
+    inferer, network = DiffusionInferer(scheduler), networks.monai(match, size, CHANNELS).to(DEVICE).eval()
 
     def draw(n: int) -> object:
-        noise = torch.randn(n, CHANNELS, size, size)
+        noise = torch.randn(n, CHANNELS, size, size, device=DEVICE)
         with torch.no_grad():
-            return inferer.sample(input_noise=noise, diffusion_model=network, scheduler=scheduler, verbose=False)
+            return inferer.sample(input_noise=noise, diffusion_model=network, scheduler=scheduler, verbose=False).cpu()
 
     return draw
 
 
-def denoising_diffusion_pytorch(size: int, steps: int) -> Draw:
+def denoising_diffusion_pytorch(match: str, size: int, steps: int) -> Draw:
     from denoising_diffusion_pytorch import GaussianDiffusion
 
-    network = denoising_network(size, CHANNELS)
-    diffusion = GaussianDiffusion(network, image_size=size, timesteps=1000, sampling_timesteps=steps).eval()
+    network = networks.denoising_diffusion_pytorch(match, size, CHANNELS)
+    diffusion = GaussianDiffusion(network, image_size=size, timesteps=1000, sampling_timesteps=steps).to(DEVICE).eval()
 
     def draw(n: int) -> object:
         with torch.inference_mode(), contextlib.redirect_stderr(io.StringIO()):
-            return diffusion.sample(batch_size=n)
+            return diffusion.sample(batch_size=n).cpu()
 
     return draw
 
 
-def compare(size: int, steps: int, n: int, turns: int) -> dict[str, dict[str, float]]:
-    draws = {tool.__name__: tool(size, steps) for tool in (ours, diffusers, monai, denoising_diffusion_pytorch)}
+def compare(match: str, size: int, steps: int, n: int, turns: int) -> dict[str, dict[str, float]]:
+    draws = {tool.__name__: tool(match, size, steps) for tool in (ours, diffusers, monai, denoising_diffusion_pytorch)}
     times: dict[str, list[float]] = {name: [] for name in draws}
     for turn in range(turns + 1):
         for name, draw in draws.items():
@@ -101,12 +103,14 @@ def compare(size: int, steps: int, n: int, turns: int) -> dict[str, dict[str, fl
             draw(n)
             if turn:
                 times[name].append(time.perf_counter() - start)
-    return {name: {"images_per_second": n / statistics.median(found)} for name, found in times.items()}
+    rates = {name: n / statistics.median(found) for name, found in times.items()}
+    return {name: {"images_per_second": rate, "over_ours": rates["ours"] / rate} for name, rate in rates.items()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[28, 64])
+    parser.add_argument("--match", choices=networks.MATCHES, default="wide", help="the size of the networks")
     parser.add_argument("--evaluations", type=int, default=10)
     parser.add_argument("--n", type=int, default=32)
     parser.add_argument("--turns", type=int, default=7)
@@ -116,14 +120,19 @@ def main() -> None:
     torch.manual_seed(0)
     rows = {}
     for size in options.sizes:
-        rows[size] = compare(size, options.evaluations, options.n, options.turns)
+        rows[size] = compare(options.match, size, options.evaluations, options.n, options.turns)
         print(f"{size} x {size}, {options.n} images, {options.evaluations} evaluations each")
         for name, row in rows[size].items():
-            ratio = rows[size]["ours"]["images_per_second"] / row["images_per_second"]
-            print(f"{name:30}{row['images_per_second']:>8.2f} images/s{ratio:>7.2f}x", flush=True)
+            print(f"{name:30}{row['images_per_second']:>8.2f} images/s{row['over_ours']:>7.2f}x", flush=True)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    facts = {"machine": machine(), "evaluations": options.evaluations, "n": options.n}
+    facts = {"machine": machine(), "versions": versions(), "match": options.match}
+    facts |= {"evaluations": options.evaluations, "n": options.n}
     options.out.write_text(json.dumps({**facts, "rows": rows}, indent=2) + "\n")
+    slower = [
+        f"{name} at {size}" for size, found in rows.items() for name, row in found.items() if row["over_ours"] < 1
+    ]
+    if slower:
+        raise SystemExit(f"slower than {', '.join(slower)}")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@
 Each tool trains in a process of its own, as benchmarks/peers.py has it, with networks that are matched in parameters
 and multiply-adds. They take turns of some seconds on the same cores, and a step's time is the median over all turns:
 the machine's speed may drift, the ratio does not. Memory is the most that a process has had, with its loader's workers.
+Status 1 where a library takes less than 1.25 times our time.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from turns import measure  # noqa: E402
 
 from diffusion.provenance import machine  # noqa: E402
 
+MARGIN = 1.25
 PEERS, TOOLS = peers.__file__, tuple(peers.TOOLS)
 
 
@@ -51,12 +53,14 @@ def save(path: Path, images: np.ndarray) -> None:
     np.savez(path, train_images=images.squeeze(), val_images=part.squeeze(), test_images=part.squeeze())
 
 
-def compare(path: Path, tools: list[str], batch_size: int, turns: int, seconds: float) -> dict[str, dict]:
-    words = ["--data", str(path), "--batch-size", str(batch_size)]
+def compare(path: Path, tools: list[str], match: str, batch_size: int, turns: int, seconds: float) -> dict[str, dict]:
+    words = ["--data", str(path), "--batch-size", str(batch_size), "--match", match]
     found = measure({tool: [sys.executable, PEERS, tool, *words] for tool in tools}, turns, seconds, warm_up=5)
     for tool, row in found.items():
         row |= json.loads(subprocess.check_output([sys.executable, PEERS, tool, "--count", *words]))
         row["images_per_second"] = 1000 * batch_size / row["milliseconds"]
+        if "ours" in found:
+            row["over_ours"] = row["milliseconds"] / found["ours"]["milliseconds"]
     return found
 
 
@@ -64,7 +68,7 @@ def table(rows: dict[str, dict]) -> str:
     header = f"{'':30}{'ms a step':>10}{'images/s':>10}{'ours':>7}{'M par.':>8}{'M madds':>9}{'GiB':>6}{'1st step':>10}"
     lines = [header]
     for name, row in rows.items():
-        ratio = row["milliseconds"] / rows["ours"]["milliseconds"] if "ours" in rows else float("nan")
+        ratio = row.get("over_ours", float("nan"))
         lines.append(
             f"{name:30}{row['milliseconds']:>10.1f}{row['images_per_second']:>10.1f}{ratio:>6.2f}x"
             f"{row['parameters_m']:>8.2f}{row['multiply_adds_m']:>9.1f}{row['peak_memory_bytes'] / 2**30:>6.2f}"
@@ -78,6 +82,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="by default the tissue that scikit-image brings")
     parser.add_argument("--sizes", type=int, nargs="+", default=[28, 64])
     parser.add_argument("--tools", nargs="+", choices=TOOLS, default=list(TOOLS))
+    parser.add_argument("--match", choices=peers.networks.MATCHES, default="wide", help="the size of the networks")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--turns", type=int, default=6)
     parser.add_argument("--seconds", type=float, default=8.0, help="of a turn")
@@ -88,10 +93,20 @@ def main() -> None:
         for size in options.sizes:
             path = Path(folder) / f"{size}.npz"
             save(path, images_of(options.data, size, most=4000))
-            rows[size] = compare(path, options.tools, options.batch_size, options.turns, options.seconds)
+            rows[size] = compare(path, options.tools, options.match, options.batch_size, options.turns, options.seconds)
             print(f"{size} x {size}, batch {options.batch_size}\n{table(rows[size])}\n", flush=True)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps({"machine": machine(), "batch_size": options.batch_size, "rows": rows}, indent=2))
+    facts = {"machine": machine(), "match": options.match, "batch_size": options.batch_size}
+    facts |= {"versions": peers.versions()} if options.tools != ["ours"] else {}
+    options.out.write_text(json.dumps({**facts, "rows": rows}, indent=2) + "\n")
+    faults = [
+        f"{name} takes {row['over_ours']:.2f} times our time at {size}"
+        for size, found in rows.items()
+        for name, row in found.items()
+        if name != "ours" and row.get("over_ours", MARGIN) < MARGIN
+    ]
+    if faults:
+        raise SystemExit("; ".join(faults))
 
 
 if __name__ == "__main__":

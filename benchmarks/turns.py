@@ -6,6 +6,7 @@ import os
 import signal
 import statistics
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -16,14 +17,21 @@ from pathlib import Path
 class Loop:
     """A process, with those that it starts, that prints the monotonic clock's seconds at the end of each step.
 
-    It is at work from the start until `pause`, and again in each turn. Raises RuntimeError when it ends by itself.
+    It is at work from the start until `pause`, and again in each turn, and its temporary files go with it. Raises
+    RuntimeError when it ends by itself.
     """
 
     def __init__(self, command: Sequence[str]):
         self.command, self.ends, self.turns = command, [], []
+        self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         self.began = time.monotonic()
         self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            env={**os.environ, "TMPDIR": self._folder.name},
         )
         self._errors: list[str] = []
         for read in (self._read_steps, self._read_errors):
@@ -85,6 +93,7 @@ class Loop:
             if self.process.poll() is None:
                 os.killpg(self.process.pid, number)
         self.process.wait()
+        self._folder.cleanup()
 
 
 def _of(pid: int, file: str, name: str) -> list[str]:
@@ -106,7 +115,7 @@ def _session(pid: int) -> int | None:
 def measure(commands: Mapping[str, Sequence[str]], turns: int, seconds: float, warm_up: int) -> dict[str, dict]:
     """Start each command alone, then let them take turns: of each, by name, what a step takes and the first one took.
 
-    milliseconds: the median of all whole steps, and the lowest and highest median of a turn
+    milliseconds: the median of all whole steps, beside their first and third quartile
     """
     loops: dict[str, Loop] = {}
     try:

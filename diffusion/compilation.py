@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -12,6 +12,9 @@ from diffusion.errors import UserError
 
 MODES = ("default", "reduce-overhead", "max-autotune")
 
+REFUSALS = {"BackendCompilerFailed", "TritonMissing"}
+"""torch's errors where what compiles is missing or fails."""
+
 
 def check_mode(mode: str | None, key: str) -> None:
     """Raises UserError, naming `key`, unless the mode is one of MODES, or None."""
@@ -20,7 +23,7 @@ def check_mode(mode: str | None, key: str) -> None:
 
 
 @contextmanager
-def compiled(networks: Iterable[nn.Module], mode: str | None, key: str) -> Iterator[None]:
+def compiled(networks: Sequence[nn.Module], mode: str | None, key: str) -> Iterator[None]:
     """Have torch compile the networks, in place, for a body that calls them; with mode None they stay as they are.
 
     Their parameters keep their names. From the second size of a batch on its size is a symbol: a short last batch, or
@@ -36,12 +39,15 @@ def compiled(networks: Iterable[nn.Module], mode: str | None, key: str) -> Itera
     try:
         yield
     except RuntimeError as error:
-        # The class itself is torch._dynamo's, which takes seconds to import.
-        if type(error).__name__ != "BackendCompilerFailed":
+        # The classes themselves are torch's own, and take seconds to import.
+        if not any(each.__name__ in REFUSALS for each in type(error).__mro__):
             raise
         reason = next(line for line in reversed(str(error.__cause__ or error).splitlines()) if line.strip())
         raise UserError(
             f"{key}={mode}: torch cannot compile the network here ({reason.strip()}); leave it out"
         ) from error
     finally:
-        torch.compiler.reset()  # what it keeps is bounded by process, and other runs may follow in this one
+        for network in networks:
+            network._compiled_call_impl = None  # torch has no word for the way back
+        # Other runs may follow in this process, and what torch keeps for all of them is bounded.
+        torch.compiler.reset()

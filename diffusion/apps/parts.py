@@ -38,8 +38,14 @@ def in_smaller_parts(trainer: pl.Trainer, cfg: DictConfig, begun_at: int) -> Too
 
     The parts of a step see the images, the noise and the noise levels that it sees as a whole, so that it is the same
     step. Raises UserError where that cannot be: the user has chosen the parts, a part is one image, there are other
-    processes, or a step has been made with these parts.
+    processes, a step has been made with these parts, or it is not a step that does not fit.
     """
+    batches = trainer.fit_loop.epoch_loop.batch_progress.current
+    if batches.ready == batches.completed:
+        raise UserError(
+            f"validation, of {cfg.batch_size} images at once, or what is drawn after it does not fit into memory (step "
+            f"{trainer.global_step}): begin another run with a smaller batch_size, callbacks.previews.n or network"
+        )
     parts = trainer.accumulate_grad_batches
     share = cfg.batch_size // trainer.world_size
     size = share // parts

@@ -14,15 +14,15 @@ PLAN += ["callbacks.previews.every_n_steps=100", "batch_size=16"]
 
 @pytest.fixture
 def room(monkeypatch):
-    """A function that gives the U-Net, where it learns, room for so many images, from its n-th pass on."""
+    """A function that gives the U-Net, where it learns or where not, room for so many images, from its n-th pass on."""
     forward = UNet.forward
 
-    def make(images: int, error: Exception, after: int = 0) -> None:
+    def make(images: int, error: Exception, after: int = 0, learning: bool = True) -> None:
         passes = []
 
         def limited(self, x, *args):
             passes.append(len(x))
-            if torch.is_grad_enabled() and len(x) > images and len(passes) > after:
+            if torch.is_grad_enabled() is learning and len(x) > images and len(passes) > after:
                 raise error
             return forward(self, x, *args)
 
@@ -71,6 +71,13 @@ def test_what_cannot_be_mended_is_told(tmp_path, room, images, after, options, s
     with pytest.raises(UserError, match=said) as caught:
         run_training(tmp_path, *PLAN, *options)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_validation_that_does_not_fit_is_not_taken_for_a_step(tmp_path, room):
+    room(8, OF_GPU, learning=False)  # previews of 4 images, and validation of 16
+    with pytest.raises(UserError, match=r"^validation, of 16 images at once.*\(step 4\).*smaller batch_size"):
+        run_training(tmp_path, *PLAN)
 
 
 def test_other_errors_are_none_of_memory():

@@ -255,6 +255,28 @@ def test_dropout_acts_in_training_alone():
         assert (net(x, C_NOISE) - net(x, C_NOISE)).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("size", [(16, 16), (8, 8, 8)], ids=["2-D", "3-D"])
+def test_checkpointing_keeps_less_for_the_same_gradients(size: tuple[int, ...]):
+    """To the bit, with what dropout drew; the bytes are those that autograd keeps, each block of memory once."""
+    found = []
+    for checkpointing in (False, True):
+        net = make(size, dropout=0.3, checkpointing=checkpointing).train()
+        kept = {}
+
+        def keep(tensor: torch.Tensor, kept: dict[int, int] = kept) -> torch.Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        torch.manual_seed(3)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = net(image(size), C_NOISE).square().sum()
+        loss.backward()
+        found.append(({name: p.grad for name, p in net.named_parameters()}, sum(kept.values())))
+    (plain, much), (anew, little) = found
+    assert all(torch.equal(anew[name], grad) for name, grad in plain.items())
+    assert little < 0.7 * much
+
+
 def test_state_holds_parameters_alone():
     net = make(classes=3)
     assert set(net.state_dict()) == {name for name, _ in net.named_parameters()}

@@ -1,0 +1,98 @@
+"""U-Nets of the same size by each library: matched in multiply-adds and, as their shapes allow, in parameters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Match:
+    """ours: keys of conf/network; widths, blocks: of diffusers and MONAI; dim, multiples: of the third."""
+
+    ours: dict[str, Any]
+    widths: tuple[int, ...]
+    blocks: int
+    dim: int
+    multiples: tuple[int, ...]
+
+    def attends(self, size: int) -> list[bool]:
+        """The levels of diffusers and MONAI that attend, as ours do: the last, where it is of 8 x 8 places or fewer."""
+        last = size / 2 ** (len(self.widths) - 1) <= self.ours["attention_size"]
+        return [False] * (len(self.widths) - 1) + [last]
+
+
+MATCHES = {
+    "tiny": Match({"channels": 32, "multipliers": [1, 2], "attention_size": 4}, (32, 40), 2, 20, (1, 3)),
+    "small": Match({"channels": 16, "multipliers": [1, 3, 6], "attention_size": 8}, (16, 32, 96), 1, 16, (1, 2, 5)),
+    "wide": Match({"channels": 8, "multipliers": [6, 11, 10], "attention_size": 8}, (32, 64, 64), 2, 32, (1, 2, 2)),
+}
+"""tiny and small are those of conf/network; wide is for timing, of widths that every library computes well."""
+GROUPS, HEAD = 8, 16
+"""Of diffusers' and MONAI's group norms, and the channels of a head; ours and the third have their own."""
+
+
+def our_words(match: str) -> dict[str, Any]:
+    return {**MATCHES[match].ours, "blocks": 1, "dropout": 0.0}
+
+
+def ours(match: str, size: int, channels: int) -> Any:
+    from diffusion.networks import UNet
+
+    return UNet(channels, channels, (size, size), **our_words(match))
+
+
+def diffusers(match: str, size: int, channels: int) -> Any:
+    from diffusers import UNet2DModel
+
+    shape = MATCHES[match]
+    attends = shape.attends(size)
+    return UNet2DModel(
+        sample_size=size,
+        in_channels=channels,
+        out_channels=channels,
+        layers_per_block=shape.blocks,
+        block_out_channels=shape.widths,
+        norm_num_groups=GROUPS,
+        attention_head_dim=HEAD,
+        add_attention=attends[-1],
+        down_block_types=["AttnDownBlock2D" if each else "DownBlock2D" for each in attends],
+        up_block_types=["AttnUpBlock2D" if each else "UpBlock2D" for each in reversed(attends)],
+    )
+
+
+def monai(match: str, size: int, channels: int) -> Any:
+    from monai.networks.nets import DiffusionModelUNet
+
+    shape = MATCHES[match]
+    return DiffusionModelUNet(
+        spatial_dims=2,
+        in_channels=channels,
+        out_channels=channels,
+        channels=shape.widths,
+        attention_levels=shape.attends(size),
+        num_res_blocks=shape.blocks,
+        num_head_channels=HEAD,
+        norm_num_groups=GROUPS,
+    )
+
+
+def denoising_diffusion_pytorch(match: str, size: int, channels: int) -> Any:
+    from denoising_diffusion_pytorch import Unet
+
+    return Unet(dim=MATCHES[match].dim, dim_mults=MATCHES[match].multiples, channels=channels, flash_attn=True)
+
+
+NETWORKS = {network.__name__: network for network in (ours, diffusers, monai, denoising_diffusion_pytorch)}
+
+
+def counted(library: str, match: str, size: int, channels: int) -> dict[str, float]:
+    """Millions of parameters, and of multiply-adds for one image."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    network = NETWORKS[library](match, size, channels)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(torch.randn(1, channels, size, size), torch.zeros(1))
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    return {"parameters_m": parameters / 1e6, "multiply_adds_m": counter.get_total_flops() / 2e6}
