@@ -8,11 +8,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Match:
-    """ours: keys of conf/network; widths, blocks: of diffusers and MONAI; dim, multiples: of the third."""
+    """ours: keys of conf/network. widths, blocks, channels of a head: of diffusers and MONAI. The rest: the third's."""
 
     ours: dict[str, Any]
     widths: tuple[int, ...]
     blocks: int
+    head: int
     dim: int
     multiples: tuple[int, ...]
 
@@ -23,13 +24,13 @@ class Match:
 
 
 MATCHES = {
-    "tiny": Match({"channels": 32, "multipliers": [1, 2], "attention_size": 4}, (32, 40), 2, 20, (1, 3)),
-    "small": Match({"channels": 16, "multipliers": [1, 3, 6], "attention_size": 8}, (16, 32, 96), 1, 16, (1, 2, 5)),
-    "wide": Match({"channels": 8, "multipliers": [6, 11, 10], "attention_size": 8}, (32, 64, 64), 2, 32, (1, 2, 2)),
+    "tiny": Match({"channels": 32, "multipliers": [1, 2], "attention_size": 4}, (32, 40), 2, 20, 20, (1, 3)),
+    "small": Match({"channels": 16, "multipliers": [1, 3, 6], "attention_size": 8}, (16, 32, 96), 1, 16, 16, (1, 2, 5)),
+    "wide": Match({"channels": 8, "multipliers": [6, 11, 10], "attention_size": 8}, (32, 64, 64), 2, 16, 32, (1, 2, 2)),
 }
 """tiny and small are those of conf/network; wide is for timing, of widths that every library computes well."""
-GROUPS, HEAD = 8, 16
-"""Of diffusers' and MONAI's group norms, and the channels of a head; ours and the third have their own."""
+GROUPS = 8
+"""Of diffusers' and MONAI's group norms; ours and the third have their own."""
 
 
 def our_words(match: str) -> dict[str, Any]:
@@ -54,7 +55,7 @@ def diffusers(match: str, size: int, channels: int) -> Any:
         layers_per_block=shape.blocks,
         block_out_channels=shape.widths,
         norm_num_groups=GROUPS,
-        attention_head_dim=HEAD,
+        attention_head_dim=shape.head,
         add_attention=attends[-1],
         down_block_types=["AttnDownBlock2D" if each else "DownBlock2D" for each in attends],
         up_block_types=["AttnUpBlock2D" if each else "UpBlock2D" for each in reversed(attends)],
@@ -72,7 +73,7 @@ def monai(match: str, size: int, channels: int) -> Any:
         channels=shape.widths,
         attention_levels=shape.attends(size),
         num_res_blocks=shape.blocks,
-        num_head_channels=HEAD,
+        num_head_channels=shape.head,
         norm_num_groups=GROUPS,
     )
 
