@@ -69,7 +69,7 @@ def test_gradients_are_those_of_the_network(network, graphs):
 def test_a_system_that_cannot_compile_is_told_in_one_line(monkeypatch):
     monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
     monkeypatch.setattr(config, "force_disable_caches", True)
-    network = torch.nn.Linear(2, 2)
+    network = torch.nn.SiLU()
     with pytest.raises(UserError) as caught, compiled([network], "default", "accelerator.compile"):
         network(torch.ones(2, 2))
     said = str(caught.value)
