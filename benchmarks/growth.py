@@ -108,8 +108,10 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=parts, default=parts)
     parser.add_argument("--turns", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=5.0, help="of a turn")
-    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "benchmarks" / "growth.json")
+    parser.add_argument("--out", type=Path, help="by default runs/benchmarks/growth.json, or growth_PART.json of parts")
     options = parser.parse_args()
+    chosen = "" if tuple(options.only) == parts else "_" + "_".join(options.only)
+    options.out = options.out or ROOT / "runs" / "benchmarks" / f"growth{chosen}.json"
     narrow = ["network.multipliers=[1,2,2]"]
     cases = {
         "data": {f"{n:,} images": (n, 28, 32, narrow) for n in SIZES},
@@ -141,9 +143,7 @@ def main() -> None:
         if max(found["memory"].values()) - min(found["memory"].values()) > MEMORY:
             faults.append("memory grows with the number of images drawn")
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    earlier = json.loads(options.out.read_text())["rows"] if options.out.exists() else {}
-    facts = {"machine": machine(), "rows": {**earlier, **found}, "faults": faults}
-    options.out.write_text(json.dumps(facts, indent=2) + "\n")
+    options.out.write_text(json.dumps({"machine": machine(), "rows": found, "faults": faults}, indent=2) + "\n")
     if faults:
         raise SystemExit("; ".join(faults))
 

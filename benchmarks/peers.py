@@ -326,11 +326,9 @@ def main() -> None:
         print(json.dumps(networks.counted(library, options.match, images.shape[1], images.shape[3])))
         return
     if options.tool != "ours":
-        import torch
+        from diffusion.processor import limit_threads
 
-        from diffusion.processor import cores
-
-        torch.set_num_threads(min(torch.get_num_threads(), cores()))
+        limit_threads()
     limit = Limit(options.steps, options.seconds)
     draw = TOOLS[options.tool](Task(images, options.data, options.match, options.batch_size, limit, options.set))
     if options.samples:

@@ -19,19 +19,26 @@ KEPT = 2**30
 def settle() -> None:
     """Let torch use no more threads than there are cores for it, and let freed tensors be used again.
 
-    Threads: unless OMP_NUM_THREADS says how many; torch itself counts real cores, but knows of no quota. Memory: glibc
-    gives each large block back to the system when it is freed, and every step of training then begins with thousands of
-    page faults; it is told to keep them. Other C libraries are left as they are.
+    Memory: glibc gives each large block back to the system when it is freed, and every step of training then begins
+    with thousands of page faults; it is told to keep them. Other C libraries are left as they are.
     """
-    import torch
-
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(min(torch.get_num_threads(), cores()))
+    limit_threads()
     libc = ctypes.CDLL(None) if os.name == "posix" else None
     if hasattr(libc, "gnu_get_libc_version"):
         trim_threshold, mmap_threshold = -1, -3  # <malloc.h>
         libc.mallopt(mmap_threshold, MAX_MMAP_THRESHOLD)
         libc.mallopt(trim_threshold, KEPT)
+
+
+def limit_threads() -> None:
+    """Let torch, which counts real cores but knows of no quota, use no more threads than there are cores for it.
+
+    Unless OMP_NUM_THREADS says how many.
+    """
+    import torch
+
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(min(torch.get_num_threads(), cores()))
 
 
 def cores() -> int:

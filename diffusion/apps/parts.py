@@ -43,8 +43,9 @@ def in_smaller_parts(trainer: pl.Trainer, cfg: DictConfig, begun_at: int) -> Too
     batches = trainer.fit_loop.epoch_loop.batch_progress.current
     if batches.ready == batches.completed:
         raise UserError(
-            f"validation, of {cfg.batch_size} images at once, or what is drawn after it does not fit into memory (step "
-            f"{trainer.global_step}): begin another run with a smaller batch_size, callbacks.previews.n or network"
+            f"validation, of {cfg.batch_size} images at once, what is drawn after it, or the network itself does not "
+            f"fit into memory (step {trainer.global_step}): begin another run with a smaller batch_size, "
+            "callbacks.previews.n or network"
         )
     parts = trainer.accumulate_grad_batches
     share = cfg.batch_size // trainer.world_size

@@ -12,7 +12,7 @@ def test_our_training_is_timed_as_the_documentation_says(tmp_path, capsys):
     with mock.patch("sys.argv", ["training_speed.py", *words, "--out", str(tmp_path / "speed.json")]):
         training_speed.main()
     row = json.loads((tmp_path / "speed.json").read_text())["rows"]["28"]["ours"]
-    # What the FLOP counter finds for the network of the table in docs/measured.md.
+    # What the FLOP counter finds for `wide` of benchmarks/networks.py.
     assert row["parameters_m"] == pytest.approx(1.674, abs=0.001)
     assert row["multiply_adds_m"] == pytest.approx(277.1, abs=0.1)
     assert row["images_per_second"] == pytest.approx(4000 / row["milliseconds"])
