@@ -66,9 +66,8 @@ def test_gradients_are_those_of_the_network(network, graphs):
         assert (found[1][name] - wanted).norm() <= 1e-4 * (1 + wanted.norm()), name
 
 
-def test_a_system_that_cannot_compile_is_told_in_one_line(monkeypatch):
-    monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
-    monkeypatch.setattr(config, "force_disable_caches", True)
+@config.patch({"cpp.cxx": ("no-such-compiler",), "force_disable_caches": True})
+def test_a_system_that_cannot_compile_is_told_in_one_line():
     network = torch.nn.SiLU()
     with pytest.raises(UserError) as caught, compiled([network], "default", "accelerator.compile"):
         network(torch.ones(2, 2))
