@@ -10,8 +10,6 @@ import math
 import os
 from pathlib import Path
 
-MAX_MMAP_THRESHOLD = 32 * 2**20
-"""Bytes; glibc refuses more on a machine of 64 bits."""
 KEPT = 2**30
 """Bytes at the top of the heap that are not given back to the system between two steps."""
 
@@ -19,14 +17,15 @@ KEPT = 2**30
 def settle() -> None:
     """Let torch use no more threads than there are cores for it, and let freed tensors be used again.
 
-    Memory: glibc gives each large block back to the system when it is freed, and every step of training then begins
-    with thousands of page faults; it is told to keep them. Other C libraries are left as they are.
+    Memory: glibc maps each large block by itself and gives it back to the system when it is freed, so that every step of
+    training begins with thousands of page faults; it is told to map none and to keep them. Other C libraries are left
+    as they are.
     """
     limit_threads()
     libc = ctypes.CDLL(None) if os.name == "posix" else None
     if hasattr(libc, "gnu_get_libc_version"):
-        trim_threshold, mmap_threshold = -1, -3  # <malloc.h>
-        libc.mallopt(mmap_threshold, MAX_MMAP_THRESHOLD)
+        trim_threshold, mmap_max = -1, -4  # <malloc.h>
+        libc.mallopt(mmap_max, 0)
         libc.mallopt(trim_threshold, KEPT)
 
 
