@@ -1,6 +1,6 @@
 """How training and sampling grow: with the data, the batch, the resolution and the width; with evaluations and images.
 
-    python benchmarks/growth.py          # half an hour on two cores; --only data for a part
+    python benchmarks/growth.py          # forty minutes on two cores; --only data for a part
 
 Training: processes that differ in one thing take turns on the same cores (benchmarks/turns.py), on images of noise,
 which cost what real ones do. Data: 10^3 to 10^6 grey images of 28 x 28 in one file. Sampling: the time of one network
@@ -106,7 +106,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = ("data", "batch", "resolution", "width", "sampling")
     parser.add_argument("--only", nargs="+", choices=parts, default=parts)
-    parser.add_argument("--turns", type=int, default=8)
+    parser.add_argument("--turns", type=int, default=14)
     parser.add_argument("--seconds", type=float, default=5.0, help="of a turn")
     parser.add_argument("--out", type=Path, help="by default runs/benchmarks/growth.json, or growth_PART.json of parts")
     options = parser.parse_args()

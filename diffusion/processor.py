@@ -17,9 +17,9 @@ KEPT = 2**30
 def settle() -> None:
     """Let torch use no more threads than there are cores for it, and let freed tensors be used again.
 
-    Memory: glibc maps each large block by itself and gives it back to the system when it is freed, so that every step of
-    training begins with thousands of page faults; it is told to map none and to keep them. Other C libraries are left
-    as they are.
+    Memory: glibc maps each large block by itself and gives it back to the system when it is freed, so that every step
+    of training begins with thousands of page faults; it is told to map none and to keep them. Other C libraries are
+    left as they are.
     """
     limit_threads()
     libc = ctypes.CDLL(None) if os.name == "posix" else None
