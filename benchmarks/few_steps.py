@@ -30,10 +30,9 @@ import torch
 from omegaconf import OmegaConf
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+sys.path.insert(0, str(ROOT))
 
-from digits import Judge, command  # noqa: E402
-
+from benchmarks.digits import Judge, command  # noqa: E402
 from diffusion.generative import GenerativeModel  # noqa: E402
 from diffusion.grids import Optimised, TimeGrid  # noqa: E402
 from diffusion.provenance import machine  # noqa: E402

@@ -14,23 +14,21 @@ from __future__ import annotations
 import argparse
 import json
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+sys.path.insert(0, str(ROOT))
 
-from sampling_speed import Draw, untrained  # noqa: E402
-from training_speed import PEERS, save  # noqa: E402
-from turns import measure  # noqa: E402
-
+from benchmarks.sampling_speed import Draw, untrained  # noqa: E402
+from benchmarks.training_speed import PEERS, save  # noqa: E402
+from benchmarks.turns import in_turns, measure  # noqa: E402
 from diffusion.processor import settle  # noqa: E402
 from diffusion.provenance import machine  # noqa: E402
 
@@ -75,21 +73,14 @@ def sampled(repeat: int) -> dict[str, dict[str, float]]:
     """Milliseconds of one evaluation of one image: for numbers of evaluations, and of images, in turns."""
     cases = {f"{steps} evaluations": (steps, BATCH) for steps in EVALUATIONS}
     cases |= {f"{n} images": (EVALUATIONS[1], n) for n in IMAGES}
-    draws = {name: (drawing(steps), steps, n) for name, (steps, n) in cases.items()}
-    times: dict[str, list[float]] = {name: [] for name in draws}
-    for turn in range(repeat + 1):
-        for name, (draw, steps, n) in draws.items():
-            start = time.perf_counter()
-            draw(n)
-            if turn:
-                times[name].append(1000 * (time.perf_counter() - start) / steps / n)
-    return {name: {"milliseconds": statistics.median(found)} for name, found in times.items()}
+    times = in_turns({name: partial(drawing(steps), n) for name, (steps, n) in cases.items()}, repeat)
+    return {name: {"milliseconds": 1000 * times[name] / steps / n} for name, (steps, n) in cases.items()}
 
 
 def peak_memory(n: int) -> int:
     """Bytes: the most that a process has had which draws n images."""
-    program = f"import sys; sys.path[:0] = [{str(ROOT / 'benchmarks')!r}]; import growth; growth.draw_and_tell({n})"
-    return int(subprocess.check_output([sys.executable, "-c", program]))
+    program = f"from benchmarks.growth import draw_and_tell; draw_and_tell({n})"
+    return int(subprocess.check_output([sys.executable, "-c", program], cwd=ROOT))
 
 
 def draw_and_tell(n: int) -> None:

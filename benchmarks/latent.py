@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
-import time
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -22,6 +21,7 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 from hydra.utils import instantiate  # noqa: E402
 
+from benchmarks.turns import in_turns  # noqa: E402
 from datamodules.batch import DataSpec  # noqa: E402
 from diffusion import codecs  # noqa: E402
 from diffusion.denoiser import NetworkDenoiser  # noqa: E402
@@ -58,17 +58,15 @@ def main() -> None:
         "latent": generative("bloodmnist_latent", autoencoder),
     }
     labels = {"label": torch.arange(arguments.n) % SPEC.classes}
-    seconds: dict[str, list[float]] = {name: [] for name in models}
     for model in models.values():
         model.denoiser.to(device)
         model.codec.to(device)
-    for repeat in range(arguments.repeats + 1):
-        for name, model in models.items():
-            start = time.perf_counter()
-            model.sample(SPEC.shape, labels, seeds=range(arguments.n)).cpu()
-            if repeat:  # the first one warms up
-                seconds[name].append(time.perf_counter() - start)
-    speed = {name: arguments.n / statistics.median(taken) for name, taken in seconds.items()}
+
+    def draw(model: GenerativeModel) -> None:
+        model.sample(SPEC.shape, labels, seeds=range(arguments.n)).cpu()
+
+    seconds = in_turns({name: partial(draw, model) for name, model in models.items()}, arguments.repeats)
+    speed = {name: arguments.n / taken for name, taken in seconds.items()}
     ratio = speed["latent"] / speed["pixel"]
     found = {**machine(), "n": arguments.n, "images_per_second": speed, "ratio": ratio}
     for name, value in speed.items():

@@ -3,16 +3,15 @@
     python benchmarks/memory.py          # three minutes on two cores
 
 Beyond weights and gradients, as torch counts its tensors: by its allocator on a GPU, by its profiler on the CPU. Times
-are medians of turns of one pass each. The networks are those of conf/network with their own keys.
+are medians of turns of one pass each. The networks are those of conf/network, without dropout.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ sys.path.insert(0, str(ROOT))
 from hydra.utils import instantiate  # noqa: E402
 from omegaconf import OmegaConf  # noqa: E402
 
+from benchmarks.turns import in_turns  # noqa: E402
 from diffusion.processor import settle  # noqa: E402
 from diffusion.provenance import machine  # noqa: E402
 
@@ -45,6 +45,8 @@ def network_of(name: str, shape: tuple[int, ...], **keys: Any) -> torch.nn.Modul
 def one_pass(network: torch.nn.Module, shape: tuple[int, ...]) -> None:
     answer = network(torch.randn(shape, device=DEVICE), torch.zeros(shape[0], device=DEVICE))
     answer.square().mean().backward()
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
 
 
 def held(network: torch.nn.Module, shape: tuple[int, ...]) -> int:
@@ -57,27 +59,18 @@ def held(network: torch.nn.Module, shape: tuple[int, ...]) -> int:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
         one_pass(network, shape)
     now = peak = 0
-    for event in profiler.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            now += event.nbytes()
-            peak = max(peak, now)
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
     return peak
 
 
 def measured(name: str, shape: tuple[int, ...], turns: int) -> dict[str, dict[str, float]]:
     networks = {way: network_of(name, shape, **keys) for way, keys in WAYS.items()}
-    times: dict[str, list[float]] = {way: [] for way in networks}
-    for turn in range(turns + 1):
-        for way, network in networks.items():
-            start = time.perf_counter()
-            one_pass(network, shape)
-            if DEVICE.type == "cuda":
-                torch.cuda.synchronize()
-            if turn:
-                times[way].append(1000 * (time.perf_counter() - start))
+    seconds = in_turns({way: partial(one_pass, network, shape) for way, network in networks.items()}, turns)
     return {
-        way: {"bytes": held(network, shape), "milliseconds": statistics.median(times[way])}
-        for way, network in networks.items()
+        way: {"bytes": held(network, shape), "milliseconds": 1000 * seconds[way]} for way, network in networks.items()
     }
 
 

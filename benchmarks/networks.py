@@ -1,7 +1,8 @@
-"""U-Nets of the same size by each library: matched in multiply-adds and, as their shapes allow, in parameters."""
+"""U-Nets of the same work by each library: matched in multiply-adds; in parameters to a third, as shapes allow."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,3 +99,21 @@ def counted(library: str, match: str, size: int, channels: int) -> dict[str, flo
         network(torch.randn(1, channels, size, size), torch.zeros(1))
     parameters = sum(parameter.numel() for parameter in network.parameters())
     return {"parameters_m": parameters / 1e6, "multiply_adds_m": counter.get_total_flops() / 2e6}
+
+
+def compare(rows: dict[str, dict[str, float]], times: Mapping[str, float]) -> None:
+    """over_ours, added to the rows of all tools: their time of one multiply-add, over ours."""
+    if "ours" in rows:
+        ours = times["ours"] / rows["ours"]["multiply_adds_m"]
+        for name, row in rows.items():
+            row["over_ours"] = times[name] / row["multiply_adds_m"] / ours
+
+
+def faults(rows: Mapping[int, Mapping[str, Mapping[str, float]]], margin: float) -> list[str]:
+    """Of rows by size and tool: what takes less than `margin` times our time, one line each."""
+    return [
+        f"{name} takes {row['over_ours']:.2f} times our time at {size}"
+        for size, found in rows.items()
+        for name, row in found.items()
+        if name != "ours" and row.get("over_ours", margin) < margin
+    ]

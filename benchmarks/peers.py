@@ -4,9 +4,9 @@
 
 FILE.npz holds images, uint8 (N, S, S, C). After each optimizer step a line goes to the standard output: the seconds of
 the monotonic clock at its end. Training ends after --steps or --seconds of it, and with --samples the tool then draws
---n images by its example's sampler, and says how long that took. The networks are matched in parameters and
-multiply-adds, as benchmarks/networks.py has them (`--count` prints both); batch size and data are the same for all, in
-float32 and without accumulation; all else is the example's own:
+--n images by its example's sampler, and says how long that took. The networks are matched in multiply-adds, as
+benchmarks/networks.py has them (`--count` prints their size); batch size and data are as given, in float32 and without
+accumulation; all else is the example's own:
 
 - diffusers: examples/unconditional_image_generation/train_unconditional.py. AdamW 1e-4, warm-up of 500 steps, cosine
   over 100 epochs, averaged weights, flips of colour images, DDPM of 1,000 steps.
@@ -35,9 +35,9 @@ from typing import Any
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+sys.path.insert(0, str(ROOT))
 
-import networks  # noqa: E402
+from benchmarks import networks  # noqa: E402
 
 Sampler = Callable[[int], np.ndarray]
 """How many -> images, uint8 (n, S, S, C)."""
@@ -108,6 +108,7 @@ def ours(task: Task) -> None:
                 "dataset=npz",
                 f"dataset.path={task.path}",
                 "model.condition=[]",
+                *(["augmentation=flips"] if task.channels == 3 else []),  # as the others have it
                 f"batch_size={task.batch_size}",
                 *rare,
                 "trainer.max_time=null",

@@ -1,16 +1,18 @@
 """Quality after equal time on equal cores: our recipe beside those of the libraries, and the time that sampling takes.
 
     pip install -e ".[benchmarks]"
-    python benchmarks/quality.py                              # digits, two minutes each, half an hour on two cores
+    python benchmarks/quality.py             # digits, two minutes of training each, half an hour on two cores
     python benchmarks/quality.py --experiment bloodmnist_pixel --minutes 10 --n 256 dataset=npz dataset.path=FILE.npz
 
 Ours is `train.py experiment=...` and `python -m diffusion sample`, with its own defaults: it knows the classes, which
 it draws in turn, and the libraries' examples do not. Each library trains a network of the size of ours, as
 benchmarks/networks.py has it, by its example's recipe, for the same seconds from its first step on, and draws as many
-images by its example's sampler. `python -m diffusion evaluate` judges all of them, without labels: distances to the
-test set, beside those of as many real training images, which are the floor. The words behind the options go to
-train.py, and those of the data to evaluate. Status 1 where our Frechet distance is more than half of a library's or
-four times the floor, or our sampling is not 50 times as fast as a DDPM of 1,000 steps whose images are no nearer.
+images by its example's sampler. Their batches are of 16, as the examples of diffusers and denoising-diffusion-pytorch
+have them; MONAI's, of 128, would leave it few steps in this time. `python -m diffusion evaluate` judges all of them,
+without labels: distances to the test set, beside those of as many real training images, which are the floor. The words
+behind the options go to train.py, and those of the data to evaluate. Status 1 where our Frechet distance is more than
+half of a library's or four times the floor, or our sampling is not 50 times as fast as a DDPM of 1,000 steps whose
+images are no nearer.
 """
 
 from __future__ import annotations
@@ -29,13 +31,13 @@ import numpy as np
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+sys.path.insert(0, str(ROOT))
 
 from hydra.core.hydra_config import HydraConfig  # noqa: E402
-from networks import MATCHES  # noqa: E402
-from peers import TOOLS, versions  # noqa: E402
-from training_speed import PEERS, save  # noqa: E402
 
+from benchmarks.networks import MATCHES  # noqa: E402
+from benchmarks.peers import TOOLS, versions  # noqa: E402
+from benchmarks.training_speed import PEERS, save  # noqa: E402
 from diffusion.provenance import machine  # noqa: E402
 from diffusion.runs import datamodule_of  # noqa: E402
 from diffusion.tasks.sample import to_uint8  # noqa: E402
@@ -50,17 +52,23 @@ def command(*words: str, **environment: str) -> str:
 
 
 def judged(folder: Path, options: argparse.Namespace, samples: Path) -> dict[str, dict[str, float]]:
-    """What evaluate says of fid and kid: the value, and the floor."""
+    """What evaluate says of fid and kid: the value, its interval, and the floor."""
     dataset = [word for word in options.words if word.startswith("dataset")]
     command("-m", "diffusion", "evaluate", f"n={options.n}", f"out={folder}", f"samples={samples}", *dataset)
     metrics = json.loads((folder / "metrics.json").read_text())["metrics"]
+    if lacking := {"fid", "kid"} - metrics.keys():
+        raise SystemExit(f"evaluate leaves out {' and '.join(sorted(lacking))} for so few images: give a larger --n")
     found = {name: metrics[name]["test"] for name in ("fid", "kid")}
-    return {name: {"value": figure["value"], "floor": figure["floor"]["value"]} for name, figure in found.items()}
+    return {
+        name: {"value": figure["value"], "interval": [figure["low"], figure["high"]], "floor": figure["floor"]["value"]}
+        for name, figure in found.items()
+    }
 
 
 def ours(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     experiment = f"experiment={options.experiment}"
-    limit = f"trainer.max_time=00:00:{int(options.minutes):02}:{round(60 * (options.minutes % 1)):02}"
+    minutes, seconds = divmod(round(60 * options.minutes), 60)
+    limit = f"trainer.max_time=00:00:{minutes:02}:{seconds:02}"
     command("train.py", experiment, f"runs_dir={folder}", "run_id=ours", limit, *options.words)
     run = folder / options.experiment / "ours"
     command("-m", "diffusion", "sample", f"run={run}", f"n={options.n}")
@@ -89,9 +97,10 @@ def theirs(options: argparse.Namespace, folder: Path, tool: str, data: Path) -> 
 
 def row_text(name: str, row: dict[str, Any], mine: dict[str, Any]) -> str:
     fid, kid = row["fid"], row["kid"]
+    interval = "{:.2f} to {:.2f}".format(*fid["interval"])
     floors = f"{fid['value'] / fid['floor']:.1f}" if fid["floor"] > 0 else "-"
     return (
-        f"{name:30}{row['steps']:>7}{fid['value']:>10.3f}{floors:>9}{kid['value']:>10.4f}"
+        f"{name:30}{row['steps']:>7}{fid['value']:>10.3f}{interval:>18}{floors:>9}{kid['value']:>10.4f}"
         f"{row['evaluations']:>7}{row['sampling_seconds']:>9.1f} s"
         f"{row['sampling_seconds'] / mine['sampling_seconds']:>7.0f}x"
     )
@@ -103,14 +112,14 @@ def main() -> None:
     parser.add_argument("--experiment", default="digits_pixel")
     parser.add_argument("--minutes", type=float, default=2)
     parser.add_argument("--n", type=int, default=500)
-    parser.add_argument("--batch-size", type=int, default=32, help="of the libraries")
+    parser.add_argument("--batch-size", type=int, default=16, help="of the libraries")
     parser.add_argument(
         "--tools",
         nargs="+",
         choices=[tool for tool in TOOLS if tool != "ours"],
         default=["diffusers", "monai", "denoising_diffusion_pytorch"],
     )
-    parser.add_argument("--folder", type=Path, help="where all of it is kept; by default nothing but the figures is")
+    parser.add_argument("--folder", type=Path, help="keep runs and samples here; by default only the figures are kept")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "benchmarks" / "quality.json")
     options = parser.parse_intermixed_args()
     kept = tempfile.TemporaryDirectory()
@@ -123,7 +132,7 @@ def main() -> None:
     split = datamodule_of(config).split("train")
     parts = [to_uint8(split[places]["image"]) for places in torch.arange(len(split)).split(1000)]
     save(folder / "data.npz", torch.cat(parts).permute(0, 2, 3, 1).numpy())
-    print(f"{'':30}{'steps':>7}{'FID':>10}{'/ floor':>9}{'KID':>10}{'calls':>7}{'sampling':>11}{'ours':>8}")
+    print(f"{'':30}{'steps':>7}{'FID':>10}{'95%':>18}{'/ floor':>9}{'KID':>10}{'calls':>7}{'sampling':>11}{'ours':>8}")
     rows: dict[str, dict[str, Any]] = {}
     facts = {"machine": machine(), "versions": versions(), "minutes": options.minutes, "n": options.n}
     options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -4,8 +4,8 @@
     python benchmarks/sampling_speed.py      # 28 x 28 and 64 x 64, ten minutes on two cores
 
 Each tool draws by DDIM with its own pipeline, from a network with its first weights (benchmarks/networks.py), in turns
-in one process; the figure is the median over the turns. benchmarks/quality.py has the time at equal quality. Status 1
-where ours is slower than any of them.
+in one process; the figure is the median over the turns. As in benchmarks/training_speed.py the ratio is that of the
+times of one multiply-add. benchmarks/quality.py has the time at equal quality. Status 1 where ours is slower than any.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ import argparse
 import contextlib
 import io
 import json
-import statistics
 import sys
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+sys.path.insert(0, str(ROOT))
 
-import networks  # noqa: E402
 import torch  # noqa: E402
-from peers import versions  # noqa: E402
 
+from benchmarks import networks  # noqa: E402
+from benchmarks.peers import versions  # noqa: E402
+from benchmarks.turns import in_turns  # noqa: E402
 from diffusion.processor import settle  # noqa: E402
 from diffusion.provenance import machine  # noqa: E402
 
@@ -96,15 +96,12 @@ def denoising_diffusion_pytorch(match: str, size: int, steps: int) -> Draw:
 
 def compare(match: str, size: int, steps: int, n: int, turns: int) -> dict[str, dict[str, float]]:
     draws = {tool.__name__: tool(match, size, steps) for tool in (ours, diffusers, monai, denoising_diffusion_pytorch)}
-    times: dict[str, list[float]] = {name: [] for name in draws}
-    for turn in range(turns + 1):
-        for name, draw in draws.items():
-            start = time.perf_counter()
-            draw(n)
-            if turn:
-                times[name].append(time.perf_counter() - start)
-    rates = {name: n / statistics.median(found) for name, found in times.items()}
-    return {name: {"images_per_second": rate, "over_ours": rates["ours"] / rate} for name, rate in rates.items()}
+    times = in_turns({name: partial(draw, n) for name, draw in draws.items()}, turns)
+    rows = {name: {"images_per_second": n / seconds} for name, seconds in times.items()}
+    for name, row in rows.items():
+        row |= networks.counted(name, match, size, CHANNELS)
+    networks.compare(rows, times)
+    return rows
 
 
 def main() -> None:
@@ -123,16 +120,13 @@ def main() -> None:
         rows[size] = compare(options.match, size, options.evaluations, options.n, options.turns)
         print(f"{size} x {size}, {options.n} images, {options.evaluations} evaluations each")
         for name, row in rows[size].items():
-            print(f"{name:30}{row['images_per_second']:>8.2f} images/s{row['over_ours']:>7.2f}x", flush=True)
+            print(f"{name:30}{row['images_per_second']:>8.2f} images/s{row['over_ours']:>7.2f} times ours", flush=True)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     facts = {"machine": machine(), "versions": versions(), "match": options.match}
     facts |= {"evaluations": options.evaluations, "n": options.n}
     options.out.write_text(json.dumps({**facts, "rows": rows}, indent=2) + "\n")
-    slower = [
-        f"{name} at {size}" for size, found in rows.items() for name, row in found.items() if row["over_ours"] < 1
-    ]
-    if slower:
-        raise SystemExit(f"slower than {', '.join(slower)}")
+    if faults := networks.faults(rows, margin=1):
+        raise SystemExit("; ".join(faults))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Processes that take turns on the same cores, so that what they take compares although the machine's speed drifts."""
+"""Processes, and calls, that take turns on the same cores, so that their times compare although the machine drifts."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import statistics
@@ -9,7 +10,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -90,7 +91,8 @@ class Loop:
 
     def close(self) -> None:
         for number in (signal.SIGKILL, signal.SIGCONT):
-            if self.process.poll() is None:
+            # What it has started may go on, or wait, where it has ended itself.
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, number)
         self.process.wait()
         self._folder.cleanup()
@@ -118,9 +120,10 @@ def measure(commands: Mapping[str, Sequence[str]], turns: int, seconds: float, w
     milliseconds: the median of all whole steps, beside their first and third quartile
     """
     loops: dict[str, Loop] = {}
-    try:
+    with _stopped_by_exception(), contextlib.ExitStack() as stack:
         for name, command in commands.items():
             loops[name] = Loop(command)
+            stack.callback(loops[name].close)
             loops[name].wait_for(warm_up)
             loops[name].pause()
         for _ in range(turns):
@@ -136,6 +139,29 @@ def measure(commands: Mapping[str, Sequence[str]], turns: int, seconds: float, w
             }
             for name, loop in loops.items()
         }
+
+
+@contextlib.contextmanager
+def _stopped_by_exception() -> Iterator[None]:
+    """SIGTERM, which would leave the paused processes where they are, ends the body as Ctrl-C does."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
     finally:
-        for loop in loops.values():
-            loop.close()
+        signal.signal(signal.SIGTERM, before)
+
+
+def in_turns(calls: Mapping[str, Callable[[], object]], turns: int) -> dict[str, float]:
+    """Of each call, by name: the median of its seconds over so many turns of this process; one before warms up."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(turns + 1):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            if turn:
+                times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(found) for name, found in times.items()}

@@ -26,10 +26,10 @@ def check_mode(mode: str | None, key: str) -> None:
 def compiled(networks: Sequence[nn.Module], mode: str | None, key: str) -> Iterator[None]:
     """Have torch compile the networks, in place, for a body that calls them; with mode None they stay as they are.
 
-    Their parameters keep their names. From the second size of a batch on its size is a symbol: a short last batch, or
-    the doubled one of guidance, is not compiled again. mode: one of MODES, as torch.compile has them; reduce-overhead
-    records CUDA graphs. Results differ from those without by rounding. Raises UserError, naming `key`, where torch
-    cannot compile: it needs a compiler of the system.
+    Their parameters keep their names. From the second size of a batch on its size is a symbol: a short last batch,
+    or the doubled one of guidance, is not compiled again; one image, other conditions and training are. mode: one
+    of MODES, as torch.compile has them; reduce-overhead records CUDA graphs. Results differ from those without by
+    rounding. Raises UserError, naming `key`, where torch cannot compile: it needs a compiler of the system.
     """
     if mode is None:
         yield

@@ -18,15 +18,16 @@ def settle() -> None:
     """Let torch use no more threads than there are cores for it, and let freed tensors be used again.
 
     Memory: glibc maps each large block by itself and gives it back to the system when it is freed, so that every step
-    of training begins with thousands of page faults; it is told to map none and to keep them. Other C libraries are
-    left as they are.
+    of training begins with thousands of page faults; it is told to map none and to keep them, unless the environment
+    tells it how (MALLOC_MMAP_MAX_, MALLOC_TRIM_THRESHOLD_). Other C libraries are left as they are.
     """
     limit_threads()
     libc = ctypes.CDLL(None) if os.name == "posix" else None
     if hasattr(libc, "gnu_get_libc_version"):
         trim_threshold, mmap_max = -1, -4  # <malloc.h>
-        libc.mallopt(mmap_max, 0)
-        libc.mallopt(trim_threshold, KEPT)
+        for name, parameter, value in (("MMAP_MAX", mmap_max, 0), ("TRIM_THRESHOLD", trim_threshold, KEPT)):
+            if f"MALLOC_{name}_" not in os.environ:
+                libc.mallopt(parameter, value)
 
 
 def limit_threads() -> None:

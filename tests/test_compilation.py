@@ -43,16 +43,16 @@ def inputs(count: int):
     return x, noise, {"label": torch.arange(count) % 3, "drop": torch.arange(count) % 2 == 0}
 
 
-def test_batches_of_many_sizes_are_compiled_twice(network, graphs):
-    wanted = {count: network(*inputs(count)) for count in (4, 7, 5, 9)}
+def test_batches_of_many_sizes_are_compiled_twice_and_one_image_once_more(network, graphs):
+    wanted = {count: network(*inputs(count)) for count in (4, 7, 5, 9, 1)}
     names = list(network.state_dict())
     with compiled([network], "default", "compile"), torch.no_grad():
         for count, answer in wanted.items():
             torch.testing.assert_close(network(*inputs(count)), answer, rtol=0, atol=1e-4)
-    assert len(graphs) == 2
+            assert len(graphs) == {4: 1, 1: 3}.get(count, 2)
     assert list(network.state_dict()) == names
     network(*inputs(11))
-    assert len(graphs) == 2  # out of the context it is as it was
+    assert len(graphs) == 3  # out of the context it is as it was
 
 
 def test_gradients_are_those_of_the_network(network, graphs):
@@ -86,12 +86,20 @@ def test_a_compiled_run_goes_on_to_the_bit_and_is_sampled(tmp_path, graphs):
 
     words = [*OFTEN, "accelerator=cpu", "accelerator.compile=default"]
     whole = run_training(tmp_path / "whole", *words, "trainer.max_steps=8")
+    trained = len(graphs)
+    assert trained > 0
     run_training(tmp_path / "parts", *words, "trainer.max_steps=4")
     assert_same_run(run_training(tmp_path / "parts", *words, "trainer.max_steps=8"), whole)
+    assert len(graphs) == 3 * trained
     plain = run_training(tmp_path / "plain", *OFTEN, "trainer.max_steps=8")
+    assert len(graphs) == 3 * trained
     for row, other in zip(losses(whole), losses(plain), strict=True):
         assert float(row["train/loss"] or 0) == pytest.approx(float(other["train/loss"] or 0), rel=1e-3)
+    made = {}
     for name, compile_ in {"compiled": "default", "as it is": "null"}.items():
+        before = len(graphs)
         tasks.main(["sample", f"run={whole}", "n=6", "batch_size=4", f"compile={compile_}", f"out={tmp_path / name}"])
+        made[name] = len(graphs) - before
+    assert made["compiled"] > 0 == made["as it is"]
     images = [np.load(tmp_path / name / "samples.npz")["images"].astype(int) for name in ("compiled", "as it is")]
     assert np.abs(images[0] - images[1]).max() <= 1

@@ -1,8 +1,12 @@
 """The documentation: every command runs, every picture and file that it names is there, every choice is listed."""
 
+import argparse
+import importlib
+import os
 import re
 import shlex
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -218,3 +222,24 @@ def test_every_choice_is_listed():
             choices -= catalogue().keys()  # they are named by their kind
         missing = [choice for choice in sorted(choices) if f"`{choice}`" not in rows[group.name]]
         assert not missing, group.name
+
+
+class _Parsed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("command", commands("python benchmarks/"))
+def test_options_of_benchmarks_are_known(command, monkeypatch):
+    """They take minutes to hours: here they are begun, as far as reading their words."""
+    parse = argparse.ArgumentParser.parse_known_args
+
+    def parse_and_stop(parser, *args, **kwargs):
+        _, rest = parse(parser, *args, **kwargs)
+        assert not [word for word in rest if word.startswith("-")]
+        raise _Parsed
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_known_args", parse_and_stop)
+    _, script, *words = shlex.split(command)
+    monkeypatch.setattr("sys.argv", [script, *words])
+    with pytest.raises(_Parsed), mock.patch.dict(os.environ):
+        importlib.import_module(script.removesuffix(".py").replace("/", ".")).main()

@@ -14,8 +14,8 @@ from diffusion.errors import UserError
 log = logging.getLogger("diffusion")
 
 KEY = "trainer.accumulate_grad_batches"
-ON_CPU = ("DefaultCPUAllocator", "not enough memory", "out of memory")
-"""What torch says, in a plain RuntimeError, of memory that is no GPU's of NVIDIA's or AMD's."""
+SAID = ("out of memory", "not enough memory", "DefaultCPUAllocator", "ALLOC_FAILED", "bad_alloc")
+"""What a plain RuntimeError says of it: of the CPU and of MPS, of the libraries of CUDA, of C++."""
 
 
 class TooLarge(Exception):
@@ -30,7 +30,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory has run out."""
     if isinstance(error, torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in ON_CPU)
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in SAID)
 
 
 def in_smaller_parts(trainer: pl.Trainer, cfg: DictConfig, begun_at: int) -> TooLarge:

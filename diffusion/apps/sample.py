@@ -50,6 +50,8 @@ def main(config: DictConfig) -> None:
     """Write samples.npz, grid.png, trajectory.gif, metrics.json and cases.csv into the output folder."""
     check_positive(n=config.n, batch_size=config.batch_size)
     check_mode(config.compile, "compile")
+    if config.precision not in (None, "bf16"):
+        raise UserError(f"precision={config.precision}: give bf16, or null for float32")
     if config.bits not in (8, 16):
         raise UserError(f"bits={config.bits}: give 8 or 16")
     run = Run.open(config.run, checkpoint=config.checkpoint, ema=config.ema).under(config)
@@ -69,6 +71,7 @@ def main(config: DictConfig) -> None:
         progress() as bar,
         counted_evaluations(generative.denoiser) as evaluations,
         compiled(networks_of(generative.denoiser), config.compile, "compile"),
+        torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"),
     ):
         task = bar.add_task("sampling", total=config.n)
         images = sample(
@@ -96,6 +99,7 @@ def main(config: DictConfig) -> None:
         "steps": config.grid.steps,
         "guidance": config.guidance.scale if config.guidance else None,
         "ema": run.average,
+        "precision": config.precision,
         **steered,
     }
     (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")

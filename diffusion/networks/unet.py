@@ -185,7 +185,8 @@ class Embedding(nn.Module):
         return F.silu(embedding)
 
     def _one_hot(self, count: int, cond: Cond) -> Tensor:
-        none = F.one_hot(torch.tensor(self.classes), self.classes + 1).to(self.frequencies)
+        places = torch.arange(self.classes + 1, device=self.frequencies.device)
+        none = (places == self.classes).to(self.frequencies)
         if "label" not in cond:
             return none.expand(count, -1)
         label = cond["label"]

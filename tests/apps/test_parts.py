@@ -82,4 +82,6 @@ def test_validation_that_does_not_fit_is_not_taken_for_a_step(tmp_path, room):
 
 def test_other_errors_are_none_of_memory():
     assert is_out_of_memory(OF_GPU) and is_out_of_memory(OF_CPU)
+    assert is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
+    assert is_out_of_memory(RuntimeError("std::bad_alloc"))
     assert not is_out_of_memory(RuntimeError("shapes do not fit")) and not is_out_of_memory(ValueError("out of memory"))

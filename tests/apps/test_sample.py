@@ -13,6 +13,7 @@ from PIL import Image
 
 from diffusion.apps import tasks
 from diffusion.errors import UserError
+from diffusion.networks import UNet
 from tests.training import run_training
 
 pytestmark = pytest.mark.slow
@@ -268,3 +269,28 @@ def test_sixteen_bits_are_the_same_image_in_finer_levels(sampled):
     assert len(np.unique(sixteen)) > len(np.unique(eight))
     with pytest.raises(UserError, match="bits=12: give 8 or 16"):
         sampled("n=3", "bits=12")
+
+
+def test_in_bfloat16_the_network_alone_computes_so(sampled, monkeypatch):
+    """Three digits of a value: some grey levels of 255, and not the same image."""
+    forward, seen = UNet.forward, set()
+
+    def watched(network, x, *args):
+        answer = forward(network, x, *args)
+        seen.add((x.dtype, answer.dtype))
+        return answer
+
+    monkeypatch.setattr(UNet, "forward", watched)
+    plain, _ = sampled("n=6")
+    assert seen == {(torch.float32, torch.float32)}
+    seen.clear()
+    coarse, out = sampled("n=6", "precision=bf16")
+    assert seen == {(torch.float32, torch.bfloat16)}
+    difference = np.abs(plain["images"].astype(int) - coarse["images"])
+    assert 0 < difference.max() <= 25 and difference.mean() < 2
+    assert metrics(out)["precision"] == "bf16"
+
+
+def test_precisions_that_there_are_not(sampled):
+    with pytest.raises(UserError, match="precision=16: give bf16, or null for float32"):
+        sampled("n=3", "precision=16")

@@ -23,6 +23,7 @@ from diffusion.apps.doctor.findings import Report
 from diffusion.apps.doctor.steps import trial
 from diffusion.apps.doctor.training import about_training
 from diffusion.apps.output import output_folder, progress
+from diffusion.apps.parts import is_out_of_memory
 from diffusion.errors import GateFailed, UserError
 from diffusion.metrics.duplicates import Pairs
 from diffusion.metrics.values import histogram
@@ -145,11 +146,13 @@ def about_steps(
     """All that is said of training; what refuses to train is an error."""
     try:
         found = trial(cfg, datamodule, seconds, on_done)
-    except torch.OutOfMemoryError as error:
-        report.rows["network"] = "needs more memory than there is"
-        text = f"a step of {cfg.batch_size} images needs more memory than there is: lower batch_size, or the network"
-        report.find("network", "error", f"{text} ({str(error).splitlines()[0]})")
     except Exception as error:
+        if is_out_of_memory(error):
+            report.rows["network"] = "needs more memory than there is"
+            text = f"a step of {cfg.batch_size} images at once needs more memory than there is: training tries smaller "
+            text += "parts of a batch; network.checkpointing=true or a smaller network need less"
+            report.find("network", "error", f"{text} ({str(error).splitlines()[0]})")
+            return
         line = explain(error)
         if line is None:
             raise
