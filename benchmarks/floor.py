@@ -13,7 +13,6 @@ the ten kernels that take the longest. Status 1 where a step on a GPU takes more
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import sys
 from collections.abc import Callable
@@ -30,13 +29,12 @@ from torch.utils.flop_counter import flop_registry
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.memory import network_of  # noqa: E402
+from benchmarks.memory import DEVICE, network_of  # noqa: E402
 from benchmarks.turns import in_turns  # noqa: E402
 from diffusion.compilation import MODES, compiled  # noqa: E402
 from diffusion.processor import settle  # noqa: E402
 from diffusion.provenance import machine  # noqa: E402
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ON_GPU = DEVICE.type == "cuda"
 PRECISION = torch.bfloat16 if ON_GPU else torch.float32
 LONGEST = 2.5
@@ -52,7 +50,6 @@ class Rates(NamedTuple):
 
 
 class Work(NamedTuple):
-    name: str
     operations: int
     bytes: int
 
@@ -73,14 +70,8 @@ class Counter(TorchDispatchMode):
         if count := flop_registry.get(func.overloadpacket):
             tensors = [each for each in tree_leaves((args, kwargs, out)) if isinstance(each, torch.Tensor)]
             size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-            self.works.append(Work(func.overloadpacket.__name__, count(*args, **kwargs, out_val=out), size))
+            self.works.append(Work(count(*args, **kwargs, out_val=out), size))
         return out
-
-
-def waited(call: Callable[[], object]) -> None:
-    call()
-    if ON_GPU:
-        torch.cuda.synchronize()
 
 
 def rates(turns: int = 10) -> Rates:
@@ -90,7 +81,7 @@ def rates(turns: int = 10) -> Rates:
     given = torch.randn(many, device=DEVICE)
     found = torch.empty_like(given)
     calls = {"product": partial(torch.matmul, left, right), "copy": partial(found.copy_, given)}
-    seconds = in_turns({name: partial(waited, call) for name, call in calls.items()}, turns)
+    seconds = in_turns(calls, turns)
     return Rates(2 * side**3 / seconds["product"], 2 * given.nbytes / seconds["copy"])
 
 
@@ -106,6 +97,7 @@ def floor(network: torch.nn.Module, x: torch.Tensor, rates: Rates) -> tuple[floa
     """Seconds, and the works that they are of; weights are taken to be in float32."""
     with Counter() as counter:
         passes(network, x)
+    network.zero_grad()
     weights = sum(parameter.numel() for parameter in network.parameters())
     optimizer = OF_OPTIMIZER * 4 * weights / rates.bytes
     return optimizer + sum(work.seconds(rates) for work in counter.works), counter.works
@@ -123,7 +115,7 @@ def stepping(network: torch.nn.Module, x: torch.Tensor) -> Callable[[], None]:
         optimizer.zero_grad()
         torch._foreach_lerp_(average, [weight.detach() for weight in weights], 0.001)
 
-    return partial(waited, step)
+    return step
 
 
 def kernels(step: Callable[[], None], steps: int = 3) -> list[dict[str, Any]]:
@@ -160,7 +152,7 @@ def main() -> None:
     network = network_of(options.network, (options.batch_size, 3, options.size, options.size))
     x = torch.randn(options.batch_size, 3, options.size, options.size, device=DEVICE)
     found = rates()
-    least, works = floor(copy.deepcopy(network), x, found)
+    least, works = floor(network, x, found)
     with compiled([network], options.compile, "--compile"):
         step = stepping(network, x)
         seconds = in_turns({"step": step}, options.turns)["step"]

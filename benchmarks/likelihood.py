@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -20,14 +19,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.digits import command  # noqa: E402
 from diffusion.provenance import machine  # noqa: E402
 
 RECIPE = ["experiment=digits_pixel", "objective=edm_hybrid", "objective.times.mean=-0.8", "trainer.max_time=null"]
 VARIANCES = {"learned": "null", "small": "0", "large": "1"}
-
-
-def command(*words: str) -> None:
-    subprocess.run([sys.executable, *words], cwd=ROOT, check=True)
 
 
 def measure(run: Path, n: str, *words: str) -> dict[str, dict[str, float]]:

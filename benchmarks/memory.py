@@ -45,8 +45,6 @@ def network_of(name: str, shape: tuple[int, ...], **keys: Any) -> torch.nn.Modul
 def one_pass(network: torch.nn.Module, shape: tuple[int, ...]) -> None:
     answer = network(torch.randn(shape, device=DEVICE), torch.zeros(shape[0], device=DEVICE))
     answer.square().mean().backward()
-    if DEVICE.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def held(network: torch.nn.Module, shape: tuple[int, ...]) -> int:

@@ -156,12 +156,19 @@ def _stopped_by_exception() -> Iterator[None]:
 
 
 def in_turns(calls: Mapping[str, Callable[[], object]], turns: int) -> dict[str, float]:
-    """Of each call, by name: the median of its seconds over so many turns of this process; one before warms up."""
+    """Of each call, by name: the median of its seconds over so many turns of this process; one before warms up.
+
+    A call lasts until a GPU, if there is one, has done what it was told.
+    """
+    import torch
+
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     times: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(turns + 1):
         for name, call in calls.items():
             start = time.perf_counter()
             call()
+            wait()
             if turn:
                 times[name].append(time.perf_counter() - start)
     return {name: statistics.median(found) for name, found in times.items()}
