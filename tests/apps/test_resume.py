@@ -14,7 +14,7 @@ from diffusion.callbacks.metrics_csv import read_rows
 from tests.training import assert_same_run, start_training
 
 PLAN = [
-    "trainer.max_steps=800",
+    "trainer.max_steps=500",
     "trainer.validate_every_n_steps=100",
     "trainer.log_every_n_steps=3",
     "checkpoint.every_n_steps=10",

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -27,7 +28,7 @@ from diffusion.apps.trials import Trial, run_composed, sweep_name, trial_id, tri
 from diffusion.errors import Stopped, UserError
 from diffusion.files import claim
 from tests.commands import diffusion, refusal, train_py
-from tests.training import SMALL, assert_same_run
+from tests.training import SMALL, assert_same_run, join, started
 
 TRIAL = [
     *SMALL,
@@ -310,11 +311,6 @@ def test_the_printed_table_keeps_places_and_the_metric_where_there_is_no_termina
     assert second.split() == ["2", "0.1232", "10", "10", "finished", *"2222"]
 
 
-def start(folder: Path, *words: str) -> subprocess.Popen:
-    command = [sys.executable, "train.py", "-m", *TRIAL, f"runs_dir={folder}", *words]
-    return subprocess.Popen(command, cwd=CONF.parent, stderr=subprocess.DEVNULL)
-
-
 def wait_until(condition, seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
@@ -335,23 +331,30 @@ def steps(folder: Path) -> list[int]:
     return [int(rows[-1].split(",")[0]) if rows else 0 for rows in found]
 
 
+def sweep(*words: str) -> None:
+    """The command, in a process of its own."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+    train_py("-m", *TRIAL, *words)
+
+
 @pytest.fixture(scope="module")
 def quiet(tmp_path_factory) -> Path:
     """A sweep that nothing disturbs."""
     folder = tmp_path_factory.mktemp("quiet")
-    assert start(folder, "seed=0,1,2", "trainer.max_steps=60").wait(200) == 0
+    assert join([started(sweep, f"runs_dir={folder}", "seed=0,1,2", "trainer.max_steps=60")], 200) == [0]
     return folder
 
 
 @pytest.mark.slow
 def test_a_driver_that_is_killed_or_stopped_goes_on_with_exactly_what_is_left(quiet, tmp_path):
     """Cut in the first trial by SIGKILL, in the second by SIGTERM, in the third by SIGKILL."""
+    words = [f"runs_dir={tmp_path}", "seed=0,1,2", "trainer.max_steps=60"]
     for number, reached in ((signal.SIGKILL, 1), (signal.SIGTERM, 2), (signal.SIGKILL, 3)):
-        driver = start(tmp_path, "seed=0,1,2", "trainer.max_steps=60")
+        driver = started(sweep, *words)
         wait_until(lambda n=reached: len(steps(tmp_path)) == n and any(20 <= step < 60 for step in steps(tmp_path)))
-        driver.send_signal(number)
-        assert driver.wait(60) == (75 if number == signal.SIGTERM else -number)
-    assert start(tmp_path, "seed=0,1,2", "trainer.max_steps=60").wait(200) == 0
+        os.kill(driver.pid, number)
+        assert join([driver], 60) == [75 if number == signal.SIGTERM else -number]
+    assert join([started(sweep, *words)], 200) == [0]
     for run in (quiet / "digits_pixel").iterdir():
         assert_same_run(tmp_path / "digits_pixel" / run.name, run)
         log = (tmp_path / "digits_pixel" / run.name / "train.log").read_text()
@@ -361,15 +364,17 @@ def test_a_driver_that_is_killed_or_stopped_goes_on_with_exactly_what_is_left(qu
 
 @pytest.mark.slow
 def test_trials_of_joblib_save_when_their_driver_is_stopped_or_killed(quiet, tmp_path):
-    words = ["seed=0,1", "trainer.max_steps=60", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    words = [f"runs_dir={tmp_path}", "seed=0,1", "trainer.max_steps=60"]
+    command = [sys.executable, "train.py", "-m", *TRIAL, *words, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    start = partial(subprocess.Popen, command, cwd=CONF.parent, stderr=subprocess.DEVNULL)
     for number in (signal.SIGTERM, signal.SIGKILL):
-        driver = start(tmp_path, *words)
+        driver = start()
         wait_until(lambda: "running" in statuses(tmp_path) and len(steps(tmp_path)) > 1)
         driver.send_signal(number)
         assert driver.wait(60) == (75 if number == signal.SIGTERM else -number)
         # One that was still importing is ended by the signal, and its record says running: the locks know.
         wait_until(lambda: not any(held(lock) for lock in tmp_path.glob("sweeps/*/trials/*.lock")))
-    assert start(tmp_path, *words).wait(300) == 0
+    assert start().wait(300) == 0
     runs = list((tmp_path / "digits_pixel").iterdir())
     assert len(runs) == 2
     for run in runs:
