@@ -22,7 +22,7 @@ from torch import Tensor
 from datamodules.batch import DataSpec
 from diffusion.averages import exponent
 from diffusion.callbacks.budget import Budget
-from diffusion.callbacks.checkpoints import EXPORTED, LAST, PREVIOUS, is_whole, load_weights
+from diffusion.callbacks.checkpoints import EXPORTED, LAST, PREVIOUS, facts_of, is_whole, load_weights
 from diffusion.callbacks.post_hoc_ema import reconstructed
 from diffusion.codecs import Codec
 from diffusion.errors import UserError
@@ -186,7 +186,8 @@ class Run:
 
     def position(self, path: Path | None = None, budget: Budget | None = None) -> int:
         """The optimizer steps of a checkpoint, by default the newest whole one; `budget` learns what was used of it."""
-        content = self.load_checkpoint(path)
+        path = path or self._chosen_checkpoint()
+        content = facts_of(path) if path else self.load_checkpoint()
         if budget is not None:
             budget.load_state_dict(content["callbacks"]["Budget"])
         return content["global_step"]

@@ -6,6 +6,7 @@ import json
 import math
 import zipfile
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -107,15 +108,39 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a checkpoint's file is complete: torch writes a zip archive, whose members carry check sums."""
+    """Whether a checkpoint's file is complete."""
+    return facts_of(path) is not None
+
+
+def facts_of(path: Path) -> dict[str, Any] | None:
+    """The step and the time spent that a checkpoint holds, by its own keys; None where it is damaged or absent.
+
+    A file is read once, to its end; what was found is known for as long as it stays the same file.
+    """
     try:
+        found = path.stat()
+    except OSError:
+        return None
+    return _facts(path, found.st_ino, found.st_mtime_ns, found.st_size)
+
+
+@lru_cache(maxsize=256)
+def _facts(path: Path, *identity: int) -> dict[str, Any] | None:
+    try:
+        # torch writes a zip archive, whose members carry check sums.
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
         # The check sums do not cover the archive's own directory. Mapped, this reads little more than that.
-        torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        facts = _of_use(torch.load(path, map_location="cpu", weights_only=True, mmap=True))
     except Exception:  # a damaged file can make its readers raise anything
-        return False
-    return damaged is None
+        return None
+    return facts if damaged is None else None
+
+
+def _of_use(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What is used of a checkpoint after training, beside the averaged weights; a snapshot has none of it."""
+    kept = content.get("callbacks", {})
+    return {"global_step": content.get("global_step"), "callbacks": {"Budget": kept.get("Budget")}}
 
 
 def save_weights(content: Mapping[str, Any], path: Path) -> None:
@@ -123,8 +148,8 @@ def save_weights(content: Mapping[str, Any], path: Path) -> None:
     from safetensors.torch import save_file
 
     weights = {name: value.contiguous() for name, value in content["ema"].items()}
-    facts = {"global_step": content["global_step"], "callbacks": {"Budget": content["callbacks"]["Budget"]}}
-    replace_file(path, lambda file: save_file(weights, file, metadata={"format": "pt", "facts": json.dumps(facts)}))
+    facts = json.dumps(_of_use(content))
+    replace_file(path, lambda file: save_file(weights, file, metadata={"format": "pt", "facts": facts}))
 
 
 def load_weights(path: Path) -> dict[str, Any]:

@@ -5,12 +5,13 @@ import os
 import signal
 import subprocess
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 
 from diffusion.callbacks import AtomicCheckpointIO, Budget, Checkpoints, StopSignals
-from diffusion.callbacks.checkpoints import is_whole
+from diffusion.callbacks.checkpoints import facts_of, is_whole
 from diffusion.errors import Stopped, UserError
 from tests.callbacks.toy import Toy, fit
 
@@ -209,6 +210,7 @@ def test_flipped_bit_anywhere_is_found_or_harmless(whole):
         flipped = bytearray(raw)
         flipped[place] ^= 1 << place % 8
         whole.write_bytes(flipped)
+        os.utime(whole, ns=(place, place))  # two writes within a tick of the clock would be one
         if not is_whole(whole):
             found += 1
             continue
@@ -216,6 +218,16 @@ def test_flipped_bit_anywhere_is_found_or_harmless(whole):
         assert torch.equal(content["weights"], CONTENT["weights"]), place
         assert (content["names"], content["step"]) == (["a", "b"], 7)
     assert found > 800 / 7  # at the least, each of the weights' own bytes
+
+
+def test_a_file_is_read_again_when_another_takes_its_place(whole):
+    assert is_whole(whole)
+    with mock.patch("torch.load", side_effect=AssertionError("read again")):
+        assert is_whole(whole)
+    save(whole, {"global_step": 9, "callbacks": {"Budget": {"elapsed": 1.5, "ended": False}}})
+    assert facts_of(whole) == {"global_step": 9, "callbacks": {"Budget": {"elapsed": 1.5, "ended": False}}}
+    whole.unlink()
+    assert facts_of(whole) is None
 
 
 def test_missing_a_folder_and_text_are_not_whole(tmp_path):
