@@ -1,5 +1,7 @@
 """What torch.compile makes of the networks is what they are, by the same names, and is not made anew for each size."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from torch._inductor import compile_fx, config
 from diffusion.compilation import compiled
 from diffusion.errors import UserError
 from diffusion.networks import UNet
+from tests.analytic import randomise
 from tests.training import OFTEN, assert_same_run, losses, run_training
 
 pytestmark = pytest.mark.slow
@@ -31,9 +34,7 @@ def graphs(monkeypatch):
 @pytest.fixture
 def network():
     network = UNet(1, 1, (8, 8), classes=3, channels=8, multipliers=(1, 2), blocks=1, attention_size=4)
-    with torch.no_grad():
-        for i, p in enumerate(network.parameters()):
-            p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(i)))
+    randomise(network)
     return network
 
 
@@ -53,6 +54,16 @@ def test_batches_of_many_sizes_are_compiled_twice_and_one_image_once_more(networ
     assert list(network.state_dict()) == names
     network(*inputs(11))
     assert len(graphs) == 3  # out of the context it is as it was
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++, for the code that torch writes")
+def test_the_code_that_torch_writes_is_the_network():
+    network = UNet(1, 1, (8, 8), classes=3, channels=8, multipliers=(1,), blocks=1, attention_size=0)
+    randomise(network)
+    with torch.no_grad():
+        wanted = network(*inputs(4))
+        with compiled([network], "reduce-overhead", "compile"):
+            torch.testing.assert_close(network(*inputs(4)), wanted, rtol=0, atol=1e-4)
 
 
 def test_gradients_are_those_of_the_network(network, graphs):
@@ -84,14 +95,15 @@ def test_other_errors_pass(network, graphs):
 def test_a_compiled_run_goes_on_to_the_bit_and_is_sampled(tmp_path, graphs):
     from diffusion.apps import tasks
 
-    words = [*OFTEN, "accelerator=cpu", "accelerator.compile=default"]
+    small = [*OFTEN, "network.multipliers=[1]", "network.attention_size=0"]
+    words = [*small, "accelerator=cpu", "accelerator.compile=default"]
     whole = run_training(tmp_path / "whole", *words, "trainer.max_steps=8")
     trained = len(graphs)
     assert trained > 0
     run_training(tmp_path / "parts", *words, "trainer.max_steps=4")
     assert_same_run(run_training(tmp_path / "parts", *words, "trainer.max_steps=8"), whole)
     assert len(graphs) == 3 * trained
-    plain = run_training(tmp_path / "plain", *OFTEN, "trainer.max_steps=8")
+    plain = run_training(tmp_path / "plain", *small, "trainer.max_steps=8")
     assert len(graphs) == 3 * trained
     for row, other in zip(losses(whole), losses(plain), strict=True):
         assert float(row["train/loss"] or 0) == pytest.approx(float(other["train/loss"] or 0), rel=1e-3)

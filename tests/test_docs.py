@@ -10,6 +10,8 @@ from unittest import mock
 
 import numpy as np
 import pytest
+from torch._dynamo.backends.debugging import aot_eager
+from torch._inductor import compile_fx
 
 from datamodules.digits import Digits
 from datamodules.medmnist import catalogue
@@ -185,6 +187,8 @@ def test_task_commands_run(command, runs, samples, results, variants, npz, tmp_p
         tasks.main([task, *words, *QUICK[task], f"runs_dir={tmp_path}"])
         assert [path.name for path in tmp_path.glob("studies/*/study.html")] == ["study.html"]
         return
+    if any(word.startswith("compile=") for word in words):  # tests/test_compilation.py has torch write code
+        monkeypatch.setattr(compile_fx, "compile_fx", aot_eager)
     device = {"doctor": ["accelerator=cpu"], "shard": [], "export": [], "dashboard": []}.get(task, ["device=cpu"])
     tasks.main([task, *words, *QUICK.get(task, []), f"out={tmp_path / 'out'}", *device])
     if task == "report":
