@@ -3,10 +3,10 @@
     python benchmarks/peers.py diffusers --data FILE.npz --seconds 120 --samples OUT.npz
 
 FILE.npz holds images, uint8 (N, S, S, C). After each optimizer step a line goes to the standard output: the seconds of
-the monotonic clock at its end. Training ends after --steps or --seconds of it, and with --samples the tool then draws
---n images by its example's sampler, and says how long that took. The networks are matched in multiply-adds, as
-benchmarks/networks.py has them (`--count` prints their size); batch size and data are as given, in float32 and without
-accumulation; all else is the example's own:
+the monotonic clock at its end, and on a GPU the bytes of its memory that were held at most. Training ends after --steps
+or --seconds of it, and with --samples the tool then draws --n images by its example's sampler, and says how long that
+took. The networks are matched in multiply-adds, as benchmarks/networks.py has them (`--count` prints their size); batch
+size and data are as given, in float32 and without accumulation; all else is the example's own:
 
 - diffusers: examples/unconditional_image_generation/train_unconditional.py. AdamW 1e-4, warm-up of 500 steps, cosine
   over 100 epochs, averaged weights, flips of colour images, DDPM of 1,000 steps.
@@ -44,18 +44,27 @@ Sampler = Callable[[int], np.ndarray]
 
 
 class Limit:
-    """Called at the end of each step: tells the time, and whether another one is to follow."""
+    """Called at the end of each step: tells the time, and whether another one is to follow.
+
+    A GPU has then done what it was told; the most of its memory that tensors have had is told too.
+    """
 
     def __init__(self, steps: int | None, seconds: float | None):
         self.steps, self.seconds, self.done, self.began = steps, seconds, 0, None
         self.out = os.fdopen(os.dup(1), "w", buffering=1)  # libraries print what they like
 
     def __call__(self) -> bool:
+        import torch
+
+        told = []
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+            told = [torch.cuda.max_memory_allocated()]
         now = time.monotonic()
         # The clock starts with the first step's end, so that loading a library costs its users no training here.
         self.began = now if self.began is None else self.began
         self.done += 1
-        self.out.write(f"{now}\n")
+        self.out.write(" ".join(map(str, [now, *told])) + "\n")
         return not ((self.steps and self.done >= self.steps) or (self.seconds and now - self.began >= self.seconds))
 
 
@@ -86,15 +95,12 @@ class Task:
 
 def ours(task: Task) -> None:
     import pytorch_lightning as pl
-    import torch
 
     from diffusion.apps import train as app
     from tests.training import composed
 
     class Steps(pl.Callback):
         def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-            if pl_module.device.type == "cuda":
-                torch.cuda.synchronize()  # as the others wait for their loss
             trainer.should_stop |= not task.another()
 
     callbacks_of, folder = app.callbacks_of, tempfile.mkdtemp()

@@ -4,12 +4,12 @@
     python benchmarks/training_speed.py                     # tissue, 28 x 28 and 64 x 64, fifteen minutes on two cores
     python benchmarks/training_speed.py --data FILE.npz     # images of a file in MedMNIST's layout, resized
 
-Each tool trains in a process of its own, as benchmarks/peers.py has it, with networks that are matched in
-multiply-adds. They take turns of some seconds on the same cores, and a step's time is the median over all turns: the
-machine's speed may drift, the ratio does not. The ratio is that of the times of one multiply-add, of which the networks
-do the same number to 1% (4% for denoising-diffusion-pytorch at 28 x 28). Memory is the most of the host's that a
-process has had, with its loader's workers. The first step of denoising-diffusion-pytorch waits for the images to be
-written as files, of which its Trainer reads. Status 1 where a library takes less than 1.25 times our time.
+Each tool trains in a process of its own, as benchmarks/peers.py has it, with networks that are matched in multiply-
+adds. They take turns of some seconds on the same cores, and a step's time is the median over all turns: the machine's
+speed may drift, the ratio does not. The ratio is that of the times of one multiply-add, of which the networks do the
+same number to 1% (4% for denoising-diffusion-pytorch at 28 x 28). Memory is the most that a process has had: of a GPU
+its tensors', else of the host's, with its loader's workers. The first step of denoising-diffusion-pytorch waits for the
+images to be written as files, of which its Trainer reads. Status 1 where a library takes less than 1.25 times our time.
 """
 
 from __future__ import annotations

@@ -18,12 +18,13 @@ from pathlib import Path
 class Loop:
     """A process, with those that it starts, that prints the monotonic clock's seconds at the end of each step.
 
+    Behind them it may print the bytes that it has had of a GPU at most.
     It is at work from the start until `pause`, and again in each turn, and its temporary files go with it. Raises
     RuntimeError when it ends by itself.
     """
 
     def __init__(self, command: Sequence[str]):
-        self.command, self.ends, self.turns = command, [], []
+        self.command, self.ends, self.turns, self.gpu_memory = command, [], [], None
         self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         self.began = time.monotonic()
         self.process = subprocess.Popen(
@@ -40,8 +41,10 @@ class Loop:
 
     def _read_steps(self) -> None:
         for line in self.process.stdout:
-            with_number = line.strip().replace(".", "", 1).isdigit()
-            self.ends += [float(line)] if with_number else []
+            words = line.split()
+            if words and all(word.replace(".", "", 1).isdigit() for word in words):
+                self.gpu_memory = int(words[1]) if len(words) > 1 else None
+                self.ends.append(float(words[0]))
 
     def _read_errors(self) -> None:
         self._errors += list(self.process.stderr)
@@ -83,7 +86,11 @@ class Loop:
         ]
 
     def peak_memory(self) -> int:
-        """Bytes: the most that the process has had, and what its children have now, shared pages in equal parts."""
+        """Bytes: of a GPU, if the process tells of it; else the most of the host's that it has had, and what its
+        children have now, shared pages in equal parts.
+        """
+        if self.gpu_memory is not None:
+            return self.gpu_memory
         own = 1024 * int(_of(self.process.pid, "status", "VmHWM")[0])
         running = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
         others = [pid for pid in running if pid != self.process.pid and _session(pid) == self.process.pid]

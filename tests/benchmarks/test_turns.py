@@ -35,6 +35,16 @@ def test_processes_take_turns():
     assert 0 < short["first_step_seconds"] < 60
 
 
+def test_a_process_tells_what_it_has_had_of_a_gpu():
+    program = "import time; print('1.5 100', flush=True); print('2.5 300', flush=True); time.sleep(60)"
+    loop = Loop([sys.executable, "-c", program])
+    try:
+        loop.wait_for(2)
+        assert loop.ends == [1.5, 2.5] and loop.peak_memory() == 300
+    finally:
+        loop.close()
+
+
 def test_a_paused_process_makes_no_steps_and_its_pause_belongs_to_none():
     loop = Loop(steps_of(0.01))
     try:
