@@ -22,7 +22,7 @@ from torch import Tensor
 from datamodules.batch import DataSpec
 from diffusion.averages import exponent
 from diffusion.callbacks.budget import Budget
-from diffusion.callbacks.checkpoints import EXPORTED, LAST, PREVIOUS, facts_of, is_whole, load_weights
+from diffusion.callbacks.checkpoints import EXPORTED, LAST, PREVIOUS, facts_of, is_whole, load_weights, read_checkpoint
 from diffusion.callbacks.post_hoc_ema import reconstructed
 from diffusion.codecs import Codec
 from diffusion.errors import UserError
@@ -143,14 +143,17 @@ class Run:
         if last.exists() and not is_whole(last):
             last.rename(last.with_suffix(".damaged"))
 
-    def load_checkpoint(self, path: Path | None = None) -> dict[str, Any]:
-        """The content of a checkpoint, by default the newest whole one. Raises UserError if there is none."""
-        path = path or self._chosen_checkpoint()
+    def load_checkpoint(self) -> dict[str, Any]:
+        """The content of the checkpoint, by default the newest whole one. Raises UserError if there is none.
+
+        It is shared by all who ask, and not to be changed.
+        """
+        path = self._chosen_checkpoint()
         if path is None and (self.directory / EXPORTED).is_file():
             return load_weights(self.directory / EXPORTED)
         if path is None:
             raise UserError(f"run {self.directory} has no checkpoint yet: train it first")
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return read_checkpoint(path)
 
     def _chosen_checkpoint(self) -> Path | None:
         if self.checkpoint is None:
@@ -168,7 +171,7 @@ class Run:
         """
         content, length = self.load_checkpoint(), self.ema if length is None else length
         if length is None:
-            return content["ema"]
+            return dict(content["ema"])
         return content["ema"] | reconstructed(content, self.checkpoints / "ema", length, at)
 
     @property

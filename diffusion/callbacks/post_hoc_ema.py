@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from diffusion.averages import combination, decay, exponent
-from diffusion.callbacks.checkpoints import AtomicCheckpointIO, is_whole
+from diffusion.callbacks.checkpoints import AtomicCheckpointIO, is_whole, read_checkpoint
 from diffusion.errors import UserError
 from diffusion.files import remove_temporaries
 from diffusion.processes import dealt_like, whole
@@ -150,4 +150,4 @@ def reconstructed(checkpoint: Mapping[str, Any], folder: Path, length: float, at
 def _profiles(path: Path) -> dict[float, dict[str, Tensor]]:
     if not is_whole(path):
         raise UserError(f"snapshot {path} is damaged: remove it, and averages are made of the others")
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)["profiles"]
+    return read_checkpoint(path)["profiles"]
