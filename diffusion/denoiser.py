@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from diffusion.devices import to_device
 from diffusion.errors import UserError
 from diffusion.parameterizations import Coefficients, Parameterization
 from diffusion.schedulers import NoiseScheduler
@@ -84,7 +85,7 @@ class NetworkDenoiser(Denoiser):
     def raw(self, x_t: Tensor, c: Coefficients, cond: Cond | None = None) -> tuple[Tensor, Tensor | None]:
         """F(input x_t, noise, cond), and the fraction where the covariance is learned; float32 (B, C, *S)."""
         # Not len(x_t): in an exported graph that would be a constant.
-        noise = c.noise.to(x_t.device, torch.float32).expand(x_t.shape[0])
+        noise = to_device(c.noise, x_t.device, torch.float32).expand(x_t.shape[0])
         answer = self.network(scale(c.input, x_t) * x_t, noise, cond).float()
         if not self.covariance:
             return answer, None
@@ -104,4 +105,4 @@ def estimate(x_t: Tensor, c: Coefficients, answer: Tensor) -> Tensor:
 
 def scale(c: Tensor, like: Tensor) -> Tensor:
     """Coefficients, () or (B,), as float32 on the device of `like` (B, ...), shaped to multiply it."""
-    return c.to(like.device, torch.float32).reshape(c.shape + (1,) * (like.ndim - 1) if c.ndim else ())
+    return to_device(c, like.device, torch.float32).reshape(c.shape + (1,) * (like.ndim - 1) if c.ndim else ())

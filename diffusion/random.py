@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from diffusion.devices import to_device
+
 BLOCK = 8
 
 Noise = Callable[[Sequence[int]], Tensor]
@@ -84,7 +86,7 @@ class SampleNoise:
 
     def __call__(self, shape: Sequence[int]) -> Tensor:
         """Standard normal noise, (len(seeds), *shape) float32 on the device; a new draw at each call."""
-        return torch.cat([self.draw(1, shape, g) for g in self.generators]).to(self.device)
+        return to_device(torch.cat([self.draw(1, shape, g) for g in self.generators]), self.device)
 
 
 OCTAVES, PERIOD, PERSISTENCE = 6, 64.0, 0.8

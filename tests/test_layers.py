@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 LEVELS = {
     0: "schedulers parameterizations grids operators augmentations averages random "
-    "errors compilation files processes processor provenance",
+    "errors compilation devices files processes processor provenance",
     1: "denoiser codecs networks",
     2: "samplers guidance objectives generative",
     3: "tasks metrics extractors controls",

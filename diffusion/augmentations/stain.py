@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from diffusion.augmentations.base import Transform, check_keys, per_image, uniform
+from diffusion.devices import to_device
 from diffusion.errors import UserError
 
 STAINS = (
@@ -60,7 +61,7 @@ class Stain(Transform):
         chosen = uniform(draws[:, 0]) < self.probability
         done = torch.where(chosen[:, None], draws[:, 1:], 0.0)
         stains = torch.tensor(STAINS)
-        stains, apart = stains.to(images), torch.linalg.inv(stains).to(images)
+        stains, apart = (to_device(each, images.device, images.dtype) for each in (stains, torch.linalg.inv(stains)))
         factors, gains = torch.exp(self.strength * done[:, :3]), self.offset * done[:, 3:]
         light = (images.flatten(2) + 1) / 2  # (B, 3, P)
         density = -light.clamp(min=DARKEST).log()

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from diffusion.devices import to_device
+
 WIDTH = 0.75
 """Standard deviation of a control point's Gaussian, over the distance of two control points."""
 
@@ -29,7 +31,7 @@ def warp(
     Volumes are moved slice by slice, alike in all slices. What comes from outside repeats the border, or is a mirror.
     """
     height, width = images.shape[-2:]
-    sides = images.new_tensor([width, height])
+    sides = to_device(torch.tensor([width, height]), images.device, images.dtype)
     x, y = (torch.arange(side, device=images.device) - (side - 1) / 2 for side in (width, height))
     places = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)  # (H, W, 2)
     read = torch.einsum("bij,hwj->bhwi", linear, places) - shift[:, None, None]
@@ -62,7 +64,7 @@ def smooth_field(controls: Tensor, size: Sequence[int]) -> Tensor:
 
     The n x n control points lie evenly from border to border, and each spreads as a Gaussian.
     """
-    rows, columns = (_weights(controls.shape[-1], side).to(controls) for side in size)
+    rows, columns = (to_device(_weights(controls.shape[-1], side), controls.device, controls.dtype) for side in size)
     return torch.einsum("hi,bkij,wj->bhwk", rows, controls, columns)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from diffusion.denoiser import Cond, Denoiser, Prediction
 from diffusion.denoiser import scale as shaped
+from diffusion.devices import to_device
 from diffusion.errors import UserError
 from diffusion.guidance.base import Guidance
 from diffusion.guidance.interval import Interval
@@ -66,7 +67,7 @@ class NetworkClassifier(NoisyClassifier):
 
     def forward(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         c = self.read(alpha, sigma)
-        noise = c.noise.to(x_t.device, torch.float32).expand(len(x_t))
+        noise = to_device(c.noise, x_t.device, torch.float32).expand(len(x_t))
         return self.network(shaped(c.input, x_t) * x_t, noise).float()
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from diffusion.devices import to_device
 from diffusion.errors import UserError
 from diffusion.schedulers import NoiseScheduler
 
@@ -35,4 +36,4 @@ class Interval:
 def among(inside: Tensor, guided: Tensor, plain: Tensor) -> Tensor:
     """`guided` (B, C, *S) for the samples that are inside, bool () or (B,), and `plain` for the others."""
     shape = inside.shape + (1,) * (guided.ndim - 1) if inside.ndim else ()
-    return torch.where(inside.to(guided.device).reshape(shape), guided, plain)
+    return torch.where(to_device(inside, guided.device).reshape(shape), guided, plain)

@@ -12,6 +12,7 @@ from diffusion.augmentations import Augmentation
 from diffusion.codecs import Codec
 from diffusion.controls import Control
 from diffusion.denoiser import NetworkDenoiser
+from diffusion.devices import to_device
 from diffusion.errors import UserError
 from diffusion.modules.noisy import NoisyModule, metrics_by_noise
 from diffusion.objectives import Objective
@@ -91,7 +92,8 @@ class DiffusionModule(NoisyModule):
             told = {"augmentation": values} if self.augmentation.values else {}
         images, cond = batch[self.target], self._condition(batch) | told
         if self.label_dropout > 0:
-            cond["drop"] = (uniform((*key, "drop"), first, len(images)) < self.label_dropout).to(images.device)
+            dropped = uniform((*key, "drop"), first, len(images)) < self.label_dropout
+            cond["drop"] = to_device(dropped, images.device)
         losses, t = self._losses(images, cond, key, first, total=total)
         return losses.mean() + self.denoiser.scheduler.own_loss(t, losses.detach())
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from diffusion.augmentations import Augmentation
+from diffusion.devices import to_device
 from diffusion.modules.places import log_validation, places
 from diffusion.processes import dealt_like
 from diffusion.random import normal_block, seed_of
@@ -64,7 +65,7 @@ class NoisyModule(pl.LightningModule):
         # The loader deals out its stream in whole batches: see datamodules/order.py.
         place = self.global_step * total + first
         draws = normal_block((self.seed, "augmentation"), place, len(images), (self.augmentation.draws,))
-        draws = draws.to(images.device)
+        draws = to_device(draws, images.device)
         changed, told = self.augmentation(images, draws)
         moved = {"mask": self.augmentation.move(batch["mask"], draws)} if "mask" in batch else {}
         return {**batch, "image": changed, **moved}, told

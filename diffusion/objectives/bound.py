@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from diffusion.denoiser import scale
+from diffusion.devices import to_device
 from diffusion.errors import UserError
 from diffusion.grids import TimeGrid
 from diffusion.schedulers import NoiseScheduler, Posterior, posterior
@@ -38,7 +39,7 @@ class Bound:
         s, inside = self._next(t, scheduler)
         step = posterior(scheduler, t, s)
         divergence = step_divergence(step, x0, mean.detach(), fraction)
-        return torch.where(inside.to(x0.device), self.weight * self.grid.steps * divergence, 0.0)
+        return torch.where(to_device(inside, x0.device), self.weight * self.grid.steps * divergence, 0.0)
 
     def _next(self, t: Tensor, scheduler: NoiseScheduler) -> tuple[Tensor, Tensor]:
         """The time one step later, and whether it lies above the last jump; where not, a stand-in below t."""
