@@ -12,7 +12,6 @@ time of an evaluation by more than 10%, or memory by more than 64 MiB.
 from __future__ import annotations
 
 import argparse
-import json
 import resource
 import subprocess
 import sys
@@ -26,6 +25,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import commands  # noqa: E402
 from benchmarks.sampling_speed import Draw, untrained  # noqa: E402
 from benchmarks.training_speed import PEERS, save  # noqa: E402
 from benchmarks.turns import in_turns, measure  # noqa: E402
@@ -97,12 +97,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = ("data", "batch", "resolution", "width", "sampling")
     parser.add_argument("--only", nargs="+", choices=parts, default=parts)
-    parser.add_argument("--turns", type=int, default=14)
-    parser.add_argument("--seconds", type=float, default=5.0, help="of a turn")
+    parser.add_argument("--turns", type=commands.count, default=14)
+    parser.add_argument("--seconds", type=commands.amount, default=5.0, help="of a turn")
     parser.add_argument("--out", type=Path, help="by default runs/benchmarks/growth.json, or growth_PART.json of parts")
     options = parser.parse_args()
     chosen = "" if tuple(options.only) == parts else "_" + "_".join(options.only)
-    options.out = options.out or ROOT / "runs" / "benchmarks" / f"growth{chosen}.json"
+    options.out = options.out or commands.FOLDER / f"growth{chosen}.json"
+    commands.write(options.out, {"machine": machine()})
     narrow = ["network.multipliers=[1,2,2]"]
     cases = {
         "data": {f"{n:,} images": (n, 28, 32, narrow) for n in SIZES},
@@ -133,11 +134,10 @@ def main() -> None:
             print(f"{n:>6} images drawn  {size / 2**30:.3f} GiB at most")
         if max(found["memory"].values()) - min(found["memory"].values()) > MEMORY:
             faults.append("memory grows with the number of images drawn")
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps({"machine": machine(), "rows": found, "faults": faults}, indent=2) + "\n")
+    commands.write(options.out, {"machine": machine(), "rows": found, "faults": faults})
     if faults:
         raise SystemExit("; ".join(faults))
 
 
 if __name__ == "__main__":
-    main()
+    commands.run(main)

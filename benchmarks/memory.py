@@ -9,7 +9,6 @@ are medians of turns of one pass each. The networks are those of conf/network, w
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from functools import partial
 from pathlib import Path
@@ -23,16 +22,18 @@ sys.path.insert(0, str(ROOT))
 from hydra.utils import instantiate  # noqa: E402
 from omegaconf import OmegaConf  # noqa: E402
 
+from benchmarks import commands  # noqa: E402
 from benchmarks.turns import in_turns  # noqa: E402
 from diffusion.processor import settle  # noqa: E402
 from diffusion.provenance import machine  # noqa: E402
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 CASES = {
-    "small, 64 x 64 RGB, batch 32": ("small", (32, 3, 64, 64)),
-    "base, 64 x 64 RGB, batch 2": ("base", (2, 3, 64, 64)),
-    "small, 32 x 32 x 32, batch 4": ("small", (4, 1, 32, 32, 32)),
+    "small": ("small", (32, 3, 64, 64)),
+    "base": ("base", (2, 3, 64, 64)),
+    "volumes": ("small", (4, 1, 32, 32, 32)),
 }
+"""The network, and the shape of a batch."""
 WAYS = {"as it is": {}, "checkpointing": {"checkpointing": True}, "patch=2": {"patch": 2}}
 
 
@@ -74,20 +75,22 @@ def measured(name: str, shape: tuple[int, ...], turns: int) -> dict[str, dict[st
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--turns", type=commands.count, default=5)
     parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "benchmarks" / "memory.json")
+    parser.add_argument("--out", type=Path, default=commands.FOLDER / "memory.json")
     options = parser.parse_args()
+    commands.write(options.out, {"machine": machine()})
     settle()
     rows = {}
     print(f"{'':32}" + "".join(f"{way:>26}" for way in WAYS))
     for case in options.only:
         rows[case] = measured(*CASES[case], options.turns)
         cells = (f"{row['bytes'] / 2**20:.0f} MiB {row['milliseconds']:.0f} ms" for row in rows[case].values())
-        print(f"{case:32}" + "".join(f"{cell:>26}" for cell in cells), flush=True)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=2) + "\n")
+        name, (count, _, *size) = CASES[case]
+        title = f"{name}, {count} of {' x '.join(map(str, size))}"
+        print(f"{title:32}" + "".join(f"{cell:>26}" for cell in cells), flush=True)
+    commands.write(options.out, {"machine": machine(), "rows": rows})
 
 
 if __name__ == "__main__":
-    main()
+    commands.run(main)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import logging
 import statistics
 import sys
@@ -29,8 +28,10 @@ sys.path.insert(0, str(ROOT))
 import pytorch_lightning as pl  # noqa: E402
 import torch  # noqa: E402
 
+from benchmarks import commands  # noqa: E402
 from diffusion.apps import train as app  # noqa: E402
 from diffusion.denoiser import scale  # noqa: E402
+from diffusion.devices import to_device  # noqa: E402
 from diffusion.provenance import machine  # noqa: E402
 from tests.training import composed  # noqa: E402
 
@@ -47,18 +48,25 @@ class Interleaved(pl.Callback):
         module = copy.deepcopy(pl_module.denoiser)
         self.denoiser, self.objective = module, pl_module.objective
         self.optimizer = pl_module.optimizer(module.network.parameters())
-        self.images = trainer.datamodule.split("train").images
-        self.labels = trainer.datamodule.split("train").labels
-        self.left = time.perf_counter()
+        split = trainer.datamodule.split("train")
+        self.images, self.labels = (each.to(pl_module.device) for each in (split.images, split.labels))
+        self.on_gpu = pl_module.device.type == "cuda"
+        self.left = self.now()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, *args: Any) -> None:
-        start = time.perf_counter()
+        start = self.now()
         self.step(len(batch["image"]))
-        end = time.perf_counter()
+        end = self.now()
         if trainer.global_step > self.warm_up:
             self.framework.append(start - self.left)
             self.bare.append(end - start)
-        self.left = time.perf_counter()
+        self.left = self.now()
+
+    def now(self) -> float:
+        """Seconds, when a GPU has done what it was told."""
+        if self.on_gpu:
+            torch.cuda.synchronize()
+        return time.perf_counter()
 
     def step(self, batch_size: int) -> None:
         denoiser, objective = self.denoiser, self.objective
@@ -70,7 +78,9 @@ class Interleaved(pl.Callback):
         weight = objective.weighting(t, denoiser.scheduler, c.out, denoiser.parameterization.sd) * c.out**2
         x_t = scale(alpha, x0) * x0 + scale(sigma, x0) * noise
         target = scale((1 - c.skip * alpha) / c.out, x0) * x0 - scale(c.skip * sigma / c.out, x0) * noise
-        answer = denoiser.network(scale(c.input, x0) * x_t, c.noise.float(), {"label": self.labels[chosen]})
+        answer = denoiser.network(
+            scale(c.input, x0) * x_t, to_device(c.noise, x0.device, torch.float32), {"label": self.labels[chosen]}
+        )
         loss = (scale(weight, x0) * (answer - target).square()).mean()
         self.optimizer.zero_grad()
         loss.backward()
@@ -107,11 +117,12 @@ def machinery(experiment: str, steps: int, repeat: int, overrides: list[str]) ->
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--repeat", type=int, default=5, help="turns of the last comparison")
+    parser.add_argument("--steps", type=commands.count, default=200)
+    parser.add_argument("--repeat", type=commands.count, default=5, help="turns of the last comparison")
     parser.add_argument("--machinery-only", action="store_true")
-    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "benchmarks" / "overhead.json")
+    parser.add_argument("--out", type=Path, default=commands.FOLDER / "overhead.json")
     options = parser.parse_args()
+    commands.write(options.out, {"machine": machine()})
     logging.disable(logging.INFO)
     rows = {} if options.machinery_only else {
         "small U-Net, 28x28 RGB, batch 64": measure("tissue_pixel", options.steps, 20, ["network=small"]),
@@ -122,11 +133,8 @@ def main() -> None:
         print(f"{name:34}{row['framework_ms']:>9.1f} ms{row['bare_ms']:>9.1f} ms{row['overhead_percent']:>+9.1f}%")
     ddp = machinery("digits_pixel", options.steps // 2, options.repeat, [])
     print(f"digits_pixel, cpu_ddp with one device over cpu: {ddp['overhead_percent']:+.1f}%  {ddp['over_bare']}")
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(
-        json.dumps({"machine": machine(), "steps": options.steps, "rows": rows, "ddp": ddp}, indent=2) + "\n"
-    )
+    commands.write(options.out, {"machine": machine(), "steps": options.steps, "rows": rows, "ddp": ddp})
 
 
 if __name__ == "__main__":
-    main()
+    commands.run(main)

@@ -26,9 +26,9 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from importlib import metadata
+from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import networks  # noqa: E402
+from diffusion.errors import UserError  # noqa: E402
 
 Sampler = Callable[[int], np.ndarray]
 """How many -> images, uint8 (n, S, S, C)."""
@@ -301,14 +302,29 @@ class _Mapped:
         return self.change(self.items[place])
 
 
-def versions() -> dict[str, str]:
-    """Of the libraries that are compared."""
-    return {
-        name: metadata.version(name) for name in ("diffusers", "accelerate", "monai", "denoising-diffusion-pytorch")
-    }
+def versions(tools: Iterable[str]) -> dict[str, str]:
+    """Of the libraries that these tools are of. Raises UserError where one is not installed."""
+    needed = {package for tool in tools for package in PACKAGES[tool]}
+    if lacking := [name for name in sorted(needed) if util.find_spec(name.replace("-", "_")) is None]:
+        raise UserError(f'{", ".join(lacking)}: not installed; python -m pip install -e ".[benchmarks]"')
+    return {name: metadata.version(name) for name in sorted(needed)}
+
+
+def smallest_batch(tools: Iterable[str]) -> int:
+    """What all of these tools train with."""
+    return 16 if "denoising_diffusion_pytorch" in tools else 1
 
 
 TOOLS = {tool.__name__: tool for tool in (ours, diffusers, monai, monai_without_workers, denoising_diffusion_pytorch)}
+
+
+PACKAGES = {
+    "ours": [],
+    "diffusers": ["diffusers", "accelerate"],
+    "monai": ["monai"],
+    "monai_without_workers": ["monai"],
+    "denoising_diffusion_pytorch": ["denoising-diffusion-pytorch"],
+}
 
 
 def main() -> None:

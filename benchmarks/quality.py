@@ -28,19 +28,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from hydra.core.hydra_config import HydraConfig  # noqa: E402
 
+from benchmarks import commands  # noqa: E402
 from benchmarks.networks import MATCHES  # noqa: E402
-from benchmarks.peers import TOOLS, versions  # noqa: E402
-from benchmarks.training_speed import PEERS, save  # noqa: E402
+from benchmarks.peers import TOOLS, smallest_batch, versions  # noqa: E402
+from benchmarks.training_speed import PEERS, images_of, save  # noqa: E402
 from diffusion.provenance import machine  # noqa: E402
 from diffusion.runs import datamodule_of  # noqa: E402
-from diffusion.tasks.sample import to_uint8  # noqa: E402
 from tests.training import composed  # noqa: E402
 
 SHARE, FLOORS, FASTER = 0.5, 4, 50
@@ -90,7 +89,8 @@ def theirs(options: argparse.Namespace, folder: Path, tool: str, data: Path) -> 
     samples, seconds = folder / f"{tool}.npz", 60 * options.minutes
     words = [tool, f"--data={data}", f"--match={options.match}", f"--batch-size={options.batch_size}"]
     words += [f"--seconds={seconds}", f"--n={options.n}"]
-    facts = json.loads(command(PEERS, *words, f"--samples={samples}", TMPDIR=str(folder)).splitlines()[-1])
+    with tempfile.TemporaryDirectory() as own:  # theirs stays there: images as files, results
+        facts = json.loads(command(PEERS, *words, f"--samples={samples}", TMPDIR=own).splitlines()[-1])
     evaluations = 250 if tool == "denoising_diffusion_pytorch" else 1000
     return {**facts, "evaluations": evaluations, **judged(folder / f"judged-{tool}", options, samples)}
 
@@ -110,9 +110,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="*", default=["dataset=digits"])
     parser.add_argument("--experiment", default="digits_pixel")
-    parser.add_argument("--minutes", type=float, default=2)
-    parser.add_argument("--n", type=int, default=500)
-    parser.add_argument("--batch-size", type=int, default=16, help="of the libraries")
+    parser.add_argument("--minutes", type=commands.amount, default=2)
+    parser.add_argument("--n", type=commands.count, default=500)
+    parser.add_argument("--batch-size", type=commands.count, default=16, help="of the libraries")
     parser.add_argument(
         "--tools",
         nargs="+",
@@ -120,7 +120,7 @@ def main() -> None:
         default=["diffusers", "monai", "denoising_diffusion_pytorch"],
     )
     parser.add_argument("--folder", type=Path, help="keep runs and samples here; by default only the figures are kept")
-    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "benchmarks" / "quality.json")
+    parser.add_argument("--out", type=Path, default=commands.FOLDER / "quality.json")
     options = parser.parse_intermixed_args()
     kept = tempfile.TemporaryDirectory()
     folder = (options.folder or Path(kept.name)).resolve()
@@ -129,17 +129,17 @@ def main() -> None:
     options.match = HydraConfig.get().runtime.choices.network
     if options.match not in MATCHES:
         parser.error(f"network={options.match}: benchmarks/networks.py has {', '.join(MATCHES)}")
-    split = datamodule_of(config).split("train")
-    parts = [to_uint8(split[places]["image"]) for places in torch.arange(len(split)).split(1000)]
-    save(folder / "data.npz", torch.cat(parts).permute(0, 2, 3, 1).numpy())
+    if options.batch_size < (least := smallest_batch(options.tools)):
+        parser.error(f"--batch-size {options.batch_size}: denoising_diffusion_pytorch trains with {least} and more")
+    facts = {"machine": machine(), "versions": versions(options.tools), "minutes": options.minutes, "n": options.n}
+    commands.write(options.out, facts)
+    save(folder / "data.npz", images_of(datamodule_of(config)))
     print(f"{'':30}{'steps':>7}{'FID':>10}{'95%':>18}{'/ floor':>9}{'KID':>10}{'calls':>7}{'sampling':>11}{'ours':>8}")
     rows: dict[str, dict[str, Any]] = {}
-    facts = {"machine": machine(), "versions": versions(), "minutes": options.minutes, "n": options.n}
-    options.out.parent.mkdir(parents=True, exist_ok=True)
     for tool in ["ours", *options.tools]:
         rows[tool] = ours(options, folder) if tool == "ours" else theirs(options, folder, tool, folder / "data.npz")
         print(row_text(tool, rows[tool], rows["ours"]), flush=True)
-        options.out.write_text(json.dumps({**facts, "words": options.words, "rows": rows}, indent=2) + "\n")
+        commands.write(options.out, {**facts, "words": options.words, "rows": rows})
     if found := faults(rows):
         raise SystemExit("; ".join(found))
 
@@ -148,7 +148,9 @@ def faults(rows: dict[str, dict[str, Any]]) -> list[str]:
     """What falls short of what this benchmark asks, one line each."""
     mine, found = rows["ours"], []
     distance, floor = mine["fid"]["value"], mine["fid"]["floor"]
-    if distance > FLOORS * floor > 0:
+    if floor <= 0:
+        found.append("so few images have no floor: give a larger --n")
+    elif distance > FLOORS * floor:
         found.append(f"our distance is {distance / floor:.1f} times the floor")
     for tool, row in rows.items():
         if tool == "ours":
@@ -162,4 +164,4 @@ def faults(rows: dict[str, dict[str, Any]]) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    commands.run(main)

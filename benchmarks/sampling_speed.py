@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import json
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -24,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
-from benchmarks import networks  # noqa: E402
+from benchmarks import commands, networks  # noqa: E402
 from benchmarks.peers import versions  # noqa: E402
 from benchmarks.turns import in_turns  # noqa: E402
 from diffusion.processor import settle  # noqa: E402
@@ -94,8 +93,11 @@ def denoising_diffusion_pytorch(match: str, size: int, steps: int) -> Draw:
     return draw
 
 
+TOOLS = {tool.__name__: tool for tool in (ours, diffusers, monai, denoising_diffusion_pytorch)}
+
+
 def compare(match: str, size: int, steps: int, n: int, turns: int) -> dict[str, dict[str, float]]:
-    draws = {tool.__name__: tool(match, size, steps) for tool in (ours, diffusers, monai, denoising_diffusion_pytorch)}
+    draws = {name: tool(match, size, steps) for name, tool in TOOLS.items()}
     times = in_turns({name: partial(draw, n) for name, draw in draws.items()}, turns)
     rows = {name: {"images_per_second": n / seconds} for name, seconds in times.items()}
     for name, row in rows.items():
@@ -106,28 +108,28 @@ def compare(match: str, size: int, steps: int, n: int, turns: int) -> dict[str, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[28, 64])
+    parser.add_argument("--sizes", type=commands.count, nargs="+", default=[28, 64])
     parser.add_argument("--match", choices=networks.MATCHES, default="wide", help="the size of the networks")
-    parser.add_argument("--evaluations", type=int, default=10)
-    parser.add_argument("--n", type=int, default=32)
-    parser.add_argument("--turns", type=int, default=7)
-    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "benchmarks" / "sampling_speed.json")
+    parser.add_argument("--evaluations", type=commands.count, default=10)
+    parser.add_argument("--n", type=commands.count, default=32)
+    parser.add_argument("--turns", type=commands.count, default=7)
+    parser.add_argument("--out", type=Path, default=commands.FOLDER / "sampling_speed.json")
     options = parser.parse_args()
     settle()
     torch.manual_seed(0)
+    facts = {"machine": machine(), "versions": versions(TOOLS), "match": options.match}
+    facts |= {"evaluations": options.evaluations, "n": options.n}
+    commands.write(options.out, facts)
     rows = {}
     for size in options.sizes:
         rows[size] = compare(options.match, size, options.evaluations, options.n, options.turns)
         print(f"{size} x {size}, {options.n} images, {options.evaluations} evaluations each")
         for name, row in rows[size].items():
             print(f"{name:30}{row['images_per_second']:>8.2f} images/s{row['over_ours']:>7.2f} times ours", flush=True)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    facts = {"machine": machine(), "versions": versions(), "match": options.match}
-    facts |= {"evaluations": options.evaluations, "n": options.n}
-    options.out.write_text(json.dumps({**facts, "rows": rows}, indent=2) + "\n")
+        commands.write(options.out, {**facts, "rows": rows})
     if faults := networks.faults(rows, margin=1):
         raise SystemExit("; ".join(faults))
 
 
 if __name__ == "__main__":
-    main()
+    commands.run(main)

@@ -9,7 +9,6 @@ after one that warms the disk's cache.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import commands  # noqa: E402
 from diffusion.provenance import machine  # noqa: E402
 
 
@@ -46,9 +46,10 @@ def help_page() -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--starts", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "benchmarks" / "startup.json")
+    parser.add_argument("--starts", type=commands.count, default=5)
+    parser.add_argument("--out", type=Path, default=commands.FOLDER / "startup.json")
     options = parser.parse_args()
+    commands.write(options.out, {"machine": machine()})
     rows = {}
     with tempfile.TemporaryDirectory() as runs_dir:
         measures = {
@@ -60,9 +61,8 @@ def main() -> None:
             times = [measure(i) for i in range(options.starts + 1)][1:]
             rows[name] = {"median": statistics.median(times), "min": min(times), "max": max(times)}
             print(f"{name:28}{rows[name]['median']:6.2f} s  ({rows[name]['min']:.2f} to {rows[name]['max']:.2f})")
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=2) + "\n")
+    commands.write(options.out, {"machine": machine(), "rows": rows})
 
 
 if __name__ == "__main__":
-    main()
+    commands.run(main)

@@ -22,30 +22,37 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import networks, peers  # noqa: E402
+from benchmarks import commands, networks, peers  # noqa: E402
 from benchmarks.turns import measure  # noqa: E402
+from datamodules.base import ImageDataModule  # noqa: E402
+from datamodules.npz import Npz  # noqa: E402
+from datamodules.tissue import Tissue  # noqa: E402
 from diffusion.provenance import machine  # noqa: E402
+from diffusion.tasks.sample import to_uint8  # noqa: E402
 
 MARGIN = 1.25
 PEERS, TOOLS = peers.__file__, tuple(peers.TOOLS)
 
 
-def images_of(data: Path | None, size: int, most: int) -> np.ndarray:
-    """Up to `most` training images, uint8 (N, size, size, C), of a file or of dataset=tissue."""
-    if data is None:
-        from datamodules.tissue import Tissue
+def images_of(datamodule: ImageDataModule, most: int | None = None) -> np.ndarray:
+    """Training images, all or `most` of them from all over the split: uint8 (N, H, W, C)."""
+    split = datamodule.split("train")
+    places = torch.linspace(0, len(split) - 1, min(most or len(split), len(split)), dtype=torch.float64).long()
+    parts = [to_uint8(split[part]["image"]) for part in places.split(1000)]
+    return torch.cat(parts).permute(0, 2, 3, 1).numpy()
 
-        images = Tissue().split("train").images.permute(0, 2, 3, 1).numpy()
-    else:
-        images = np.load(data)["train_images"]
-    images = images[np.linspace(0, len(images) - 1, min(most, len(images))).astype(int)]
-    resized = [np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC)) for image in images]
-    return np.stack(resized).reshape(len(images), size, size, -1)
+
+def resized(images: np.ndarray, side: int) -> np.ndarray:
+    found = [
+        np.asarray(Image.fromarray(image.squeeze()).resize((side, side), Image.Resampling.BICUBIC)) for image in images
+    ]
+    return np.stack(found).reshape(len(images), side, side, -1)
 
 
 def save(path: Path, images: np.ndarray) -> None:
@@ -80,28 +87,31 @@ def table(rows: dict[str, dict]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="by default the tissue that scikit-image brings")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[28, 64])
+    parser.add_argument("--sizes", type=commands.count, nargs="+", default=[28, 64])
     parser.add_argument("--tools", nargs="+", choices=TOOLS, default=list(TOOLS))
     parser.add_argument("--match", choices=networks.MATCHES, default="wide", help="the size of the networks")
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--turns", type=int, default=6)
-    parser.add_argument("--seconds", type=float, default=8.0, help="of a turn")
-    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "benchmarks" / "training_speed.json")
+    parser.add_argument("--batch-size", type=commands.count, default=32)
+    parser.add_argument("--turns", type=commands.count, default=6)
+    parser.add_argument("--seconds", type=commands.amount, default=8.0, help="of a turn")
+    parser.add_argument("--out", type=Path, default=commands.FOLDER / "training_speed.json")
     options = parser.parse_args()
+    if options.batch_size < (least := peers.smallest_batch(options.tools)):
+        parser.error(f"--batch-size {options.batch_size}: denoising_diffusion_pytorch trains with {least} and more")
+    facts = {"machine": machine(), "versions": peers.versions(options.tools)}
+    facts |= {"match": options.match, "batch_size": options.batch_size}
+    images = images_of(Npz(str(options.data)) if options.data else Tissue(), most=4000)
+    commands.write(options.out, facts)
     rows = {}
     with tempfile.TemporaryDirectory() as folder:
         for size in options.sizes:
             path = Path(folder) / f"{size}.npz"
-            save(path, images_of(options.data, size, most=4000))
+            save(path, resized(images, size))
             rows[size] = compare(path, options.tools, options.match, options.batch_size, options.turns, options.seconds)
             print(f"{size} x {size}, batch {options.batch_size}\n{table(rows[size])}\n", flush=True)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    facts = {"machine": machine(), "match": options.match, "batch_size": options.batch_size}
-    facts |= {"versions": peers.versions()} if options.tools != ["ours"] else {}
-    options.out.write_text(json.dumps({**facts, "rows": rows}, indent=2) + "\n")
+            commands.write(options.out, {**facts, "rows": rows})
     if faults := networks.faults(rows, MARGIN):
         raise SystemExit("; ".join(faults))
 
 
 if __name__ == "__main__":
-    main()
+    commands.run(main)

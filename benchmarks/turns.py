@@ -7,6 +7,7 @@ import os
 import signal
 import statistics
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -15,12 +16,16 @@ from itertools import pairwise
 from pathlib import Path
 
 
+class Ended(RuntimeError):
+    """A process that was to go on has ended; the message has what it said last."""
+
+
 class Loop:
     """A process, with those that it starts, that prints the monotonic clock's seconds at the end of each step.
 
     Behind them it may print the bytes that it has had of a GPU at most.
     It is at work from the start until `pause`, and again in each turn, and its temporary files go with it. Raises
-    RuntimeError when it ends by itself.
+    Ended when it ends by itself.
     """
 
     def __init__(self, command: Sequence[str]):
@@ -57,7 +62,7 @@ class Loop:
 
     def _check(self) -> None:
         if self.process.poll() is not None:
-            raise RuntimeError(f"{' '.join(self.command)} ended:\n{''.join(self._errors[-20:])}")
+            raise Ended(f"{' '.join(self.command)} ended:\n{''.join(self._errors[-20:])}")
 
     def pause(self) -> None:
         os.killpg(self.process.pid, signal.SIGSTOP)
@@ -133,9 +138,13 @@ def measure(commands: Mapping[str, Sequence[str]], turns: int, seconds: float, w
             stack.callback(loops[name].close)
             loops[name].wait_for(warm_up)
             loops[name].pause()
-        for _ in range(turns):
+            _say(f"{name}: at work after {loops[name].first_step:.0f} s")
+        began = time.monotonic()
+        for turn in range(turns):
             for loop in loops.values():
                 loop.turn(seconds)
+            left = (time.monotonic() - began) * (turns / (turn + 1) - 1)
+            _say(f"turn {turn + 1} of {turns}, {left:.0f} s left")
         return {
             name: {
                 "milliseconds": 1000 * statistics.median(loop.steps()),
@@ -146,6 +155,10 @@ def measure(commands: Mapping[str, Sequence[str]], turns: int, seconds: float, w
             }
             for name, loop in loops.items()
         }
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

@@ -46,4 +46,6 @@ class StopSignals:
             raise KeyboardInterrupt
         self.received = signal.Signals(number)
         if self.at_once:
-            raise Stopped(f"stopped by {self.received.name} before the first step; the same command begins anew")
+            raise Stopped(
+                f"stopped by {self.received.name} before the first step; the same command begins again, or goes on"
+            )

@@ -68,6 +68,8 @@ class UNet(nn.Module):
             raise UserError(f"network.multipliers={list(multipliers)}: give one number above 0 for each level")
         self.patch, self.factor = patch, patch * 2 ** (len(multipliers) - 1)
         if min(size) < self.factor:
+            if min(size) < patch:
+                raise UserError(f"network.patch={patch} is larger than images of {'x'.join(map(str, size))}")
             cut, smaller = (f" in patches of {patch}", "a smaller network.patch, ") if patch > 1 else ("", "")
             raise UserError(
                 f"images of {'x'.join(map(str, size))}{cut} cannot be halved {len(multipliers) - 1} times by a U-Net "
