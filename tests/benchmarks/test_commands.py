@@ -1,5 +1,6 @@
 """A mistake is told before anything is measured: one line, status 2."""
 
+import os
 from importlib import util
 from unittest import mock
 
@@ -9,7 +10,8 @@ from benchmarks import commands, floor, growth, memory, quality, sampling_speed,
 
 
 def said(capfd, benchmark, *words: str) -> str:
-    with mock.patch("sys.argv", [benchmark.__name__, *words]), pytest.raises(SystemExit) as ended:
+    given, told = mock.patch("sys.argv", ["x", *words]), mock.patch.dict(os.environ, {"HYDRA_FULL_ERROR": "0"})
+    with given, told, pytest.raises(SystemExit) as ended:
         commands.run(benchmark.main)
     printed = capfd.readouterr()
     assert ended.value.code == 2 and printed.out == ""
