@@ -14,6 +14,7 @@ from typing import Any
 from benchmarks.turns import Ended
 from diffusion.apps import cli
 from diffusion.errors import UserError
+from diffusion.provenance import machine
 
 FOLDER = Path(__file__).resolve().parents[1] / "runs" / "benchmarks"
 
@@ -35,9 +36,9 @@ def _above_0(value: float) -> Any:
 
 
 def write(path: Path, facts: dict[str, Any]) -> None:
-    """Figures as JSON; a command writes what it knows before it measures, so that a place for no file is known."""
+    """Figures and the machine as JSON; a command writes before it measures, so that a place for no file is known."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(facts, indent=2) + "\n")
+    path.write_text(json.dumps({"machine": machine(), **facts}, indent=2) + "\n")
 
 
 def run(main: Callable[[], None]) -> None:

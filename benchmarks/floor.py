@@ -33,7 +33,6 @@ from benchmarks.memory import DEVICE, network_of  # noqa: E402
 from benchmarks.turns import in_turns  # noqa: E402
 from diffusion.compilation import MODES, compiled  # noqa: E402
 from diffusion.processor import settle  # noqa: E402
-from diffusion.provenance import machine  # noqa: E402
 
 ON_GPU = DEVICE.type == "cuda"
 PRECISION = torch.bfloat16 if ON_GPU else torch.float32
@@ -149,7 +148,7 @@ def main() -> None:
     parser.add_argument("--turns", type=commands.count, default=20 if ON_GPU else 5)
     parser.add_argument("--out", type=Path, default=commands.FOLDER / "floor.json")
     options = parser.parse_args()
-    commands.write(options.out, {"machine": machine()})
+    commands.write(options.out, {})
     settle()
     torch.manual_seed(0)
     network = network_of(options.network, (options.batch_size, 3, options.size, options.size))
@@ -166,7 +165,6 @@ def main() -> None:
         cost = f"{kernel['share']:>6.1%}{kernel['milliseconds']:>10.2f} ms{kernel['calls']:>7.0f}x"
         print(f"{cost}  {kernel['name'][:80]}")
     facts = {
-        "machine": machine(),
         "network": options.network,
         "size": options.size,
         "batch_size": options.batch_size,

@@ -30,7 +30,6 @@ from benchmarks.sampling_speed import Draw, untrained  # noqa: E402
 from benchmarks.training_speed import PEERS, save  # noqa: E402
 from benchmarks.turns import in_turns, measure  # noqa: E402
 from diffusion.processor import settle  # noqa: E402
-from diffusion.provenance import machine  # noqa: E402
 
 SIZES = (10**3, 10**4, 10**5, 10**6)
 BATCHES, SIDES, WIDTHS = (8, 16, 32, 64), (16, 32, 64), (16, 32, 48)
@@ -103,7 +102,7 @@ def main() -> None:
     options = parser.parse_args()
     chosen = "" if tuple(options.only) == parts else "_" + "_".join(options.only)
     options.out = options.out or commands.FOLDER / f"growth{chosen}.json"
-    commands.write(options.out, {"machine": machine()})
+    commands.write(options.out, {})
     narrow = ["network.multipliers=[1,2,2]"]
     cases = {
         "data": {f"{n:,} images": (n, 28, 32, narrow) for n in SIZES},
@@ -134,7 +133,7 @@ def main() -> None:
             print(f"{n:>6} images drawn  {size / 2**30:.3f} GiB at most")
         if max(found["memory"].values()) - min(found["memory"].values()) > MEMORY:
             faults.append("memory grows with the number of images drawn")
-    commands.write(options.out, {"machine": machine(), "rows": found, "faults": faults})
+    commands.write(options.out, {"rows": found, "faults": faults})
     if faults:
         raise SystemExit("; ".join(faults))
 

@@ -25,7 +25,6 @@ from omegaconf import OmegaConf  # noqa: E402
 from benchmarks import commands  # noqa: E402
 from benchmarks.turns import in_turns  # noqa: E402
 from diffusion.processor import settle  # noqa: E402
-from diffusion.provenance import machine  # noqa: E402
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 CASES = {
@@ -79,7 +78,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--out", type=Path, default=commands.FOLDER / "memory.json")
     options = parser.parse_args()
-    commands.write(options.out, {"machine": machine()})
+    commands.write(options.out, {})
     settle()
     rows = {}
     print(f"{'':32}" + "".join(f"{way:>26}" for way in WAYS))
@@ -89,7 +88,7 @@ def main() -> None:
         name, (count, _, *size) = CASES[case]
         title = f"{name}, {count} of {' x '.join(map(str, size))}"
         print(f"{title:32}" + "".join(f"{cell:>26}" for cell in cells), flush=True)
-    commands.write(options.out, {"machine": machine(), "rows": rows})
+    commands.write(options.out, {"rows": rows})
 
 
 if __name__ == "__main__":

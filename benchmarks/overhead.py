@@ -32,7 +32,6 @@ from benchmarks import commands  # noqa: E402
 from diffusion.apps import train as app  # noqa: E402
 from diffusion.denoiser import scale  # noqa: E402
 from diffusion.devices import to_device  # noqa: E402
-from diffusion.provenance import machine  # noqa: E402
 from tests.training import composed  # noqa: E402
 
 
@@ -122,7 +121,7 @@ def main() -> None:
     parser.add_argument("--machinery-only", action="store_true")
     parser.add_argument("--out", type=Path, default=commands.FOLDER / "overhead.json")
     options = parser.parse_args()
-    commands.write(options.out, {"machine": machine()})
+    commands.write(options.out, {})
     logging.disable(logging.INFO)
     rows = {} if options.machinery_only else {
         "small U-Net, 28x28 RGB, batch 64": measure("tissue_pixel", options.steps, 20, ["network=small"]),
@@ -133,7 +132,7 @@ def main() -> None:
         print(f"{name:34}{row['framework_ms']:>9.1f} ms{row['bare_ms']:>9.1f} ms{row['overhead_percent']:>+9.1f}%")
     ddp = machinery("digits_pixel", options.steps // 2, options.repeat, [])
     print(f"digits_pixel, cpu_ddp with one device over cpu: {ddp['overhead_percent']:+.1f}%  {ddp['over_bare']}")
-    commands.write(options.out, {"machine": machine(), "steps": options.steps, "rows": rows, "ddp": ddp})
+    commands.write(options.out, {"steps": options.steps, "rows": rows, "ddp": ddp})
 
 
 if __name__ == "__main__":

@@ -302,22 +302,23 @@ class _Mapped:
         return self.change(self.items[place])
 
 
-def versions(tools: Iterable[str]) -> dict[str, str]:
-    """Of the libraries that these tools are of. Raises UserError where one is not installed."""
+def versions(tools: Iterable[str], batch_size: int | None = None) -> dict[str, str]:
+    """Of the libraries that these tools are of.
+
+    Raises UserError where one is not installed, or does not train with batches of this size.
+    """
+    if batch_size is not None and batch_size < SMALLEST_BATCH and "denoising_diffusion_pytorch" in tools:
+        raise UserError(f"--batch-size {batch_size}: denoising_diffusion_pytorch trains with {SMALLEST_BATCH} and more")
     needed = {package for tool in tools for package in PACKAGES[tool]}
     if lacking := [name for name in sorted(needed) if util.find_spec(name.replace("-", "_")) is None]:
         raise UserError(f'{", ".join(lacking)}: not installed; python -m pip install -e ".[benchmarks]"')
     return {name: metadata.version(name) for name in sorted(needed)}
 
 
-def smallest_batch(tools: Iterable[str]) -> int:
-    """What all of these tools train with."""
-    return 16 if "denoising_diffusion_pytorch" in tools else 1
-
-
 TOOLS = {tool.__name__: tool for tool in (ours, diffusers, monai, monai_without_workers, denoising_diffusion_pytorch)}
 
 
+SMALLEST_BATCH = 16
 PACKAGES = {
     "ours": [],
     "diffusers": ["diffusers", "accelerate"],

@@ -36,9 +36,8 @@ from hydra.core.hydra_config import HydraConfig  # noqa: E402
 
 from benchmarks import commands  # noqa: E402
 from benchmarks.networks import MATCHES  # noqa: E402
-from benchmarks.peers import TOOLS, smallest_batch, versions  # noqa: E402
+from benchmarks.peers import TOOLS, versions  # noqa: E402
 from benchmarks.training_speed import PEERS, images_of, save  # noqa: E402
-from diffusion.provenance import machine  # noqa: E402
 from diffusion.runs import datamodule_of  # noqa: E402
 from tests.training import composed  # noqa: E402
 
@@ -129,9 +128,7 @@ def main() -> None:
     options.match = HydraConfig.get().runtime.choices.network
     if options.match not in MATCHES:
         parser.error(f"network={options.match}: benchmarks/networks.py has {', '.join(MATCHES)}")
-    if options.batch_size < (least := smallest_batch(options.tools)):
-        parser.error(f"--batch-size {options.batch_size}: denoising_diffusion_pytorch trains with {least} and more")
-    facts = {"machine": machine(), "versions": versions(options.tools), "minutes": options.minutes, "n": options.n}
+    facts = {"versions": versions(options.tools, options.batch_size), "minutes": options.minutes, "n": options.n}
     commands.write(options.out, facts)
     save(folder / "data.npz", images_of(datamodule_of(config)))
     print(f"{'':30}{'steps':>7}{'FID':>10}{'95%':>18}{'/ floor':>9}{'KID':>10}{'calls':>7}{'sampling':>11}{'ours':>8}")

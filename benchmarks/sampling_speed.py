@@ -27,7 +27,6 @@ from benchmarks import commands, networks  # noqa: E402
 from benchmarks.peers import versions  # noqa: E402
 from benchmarks.turns import in_turns  # noqa: E402
 from diffusion.processor import settle  # noqa: E402
-from diffusion.provenance import machine  # noqa: E402
 
 Draw = Callable[[int], object]
 """Draws so many images."""
@@ -117,7 +116,7 @@ def main() -> None:
     options = parser.parse_args()
     settle()
     torch.manual_seed(0)
-    facts = {"machine": machine(), "versions": versions(TOOLS), "match": options.match}
+    facts = {"versions": versions(TOOLS), "match": options.match}
     facts |= {"evaluations": options.evaluations, "n": options.n}
     commands.write(options.out, facts)
     rows = {}

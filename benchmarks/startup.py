@@ -20,7 +20,6 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import commands  # noqa: E402
-from diffusion.provenance import machine  # noqa: E402
 
 
 def first_step(runs_dir: str, run_id: str, overrides: list[str]) -> float:
@@ -49,7 +48,7 @@ def main() -> None:
     parser.add_argument("--starts", type=commands.count, default=5)
     parser.add_argument("--out", type=Path, default=commands.FOLDER / "startup.json")
     options = parser.parse_args()
-    commands.write(options.out, {"machine": machine()})
+    commands.write(options.out, {})
     rows = {}
     with tempfile.TemporaryDirectory() as runs_dir:
         measures = {
@@ -61,7 +60,7 @@ def main() -> None:
             times = [measure(i) for i in range(options.starts + 1)][1:]
             rows[name] = {"median": statistics.median(times), "min": min(times), "max": max(times)}
             print(f"{name:28}{rows[name]['median']:6.2f} s  ({rows[name]['min']:.2f} to {rows[name]['max']:.2f})")
-    commands.write(options.out, {"machine": machine(), "rows": rows})
+    commands.write(options.out, {"rows": rows})
 
 
 if __name__ == "__main__":

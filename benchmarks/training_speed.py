@@ -33,7 +33,6 @@ from benchmarks.turns import measure  # noqa: E402
 from datamodules.base import ImageDataModule  # noqa: E402
 from datamodules.npz import Npz  # noqa: E402
 from datamodules.tissue import Tissue  # noqa: E402
-from diffusion.provenance import machine  # noqa: E402
 from diffusion.tasks.sample import to_uint8  # noqa: E402
 
 MARGIN = 1.25
@@ -95,9 +94,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=commands.amount, default=8.0, help="of a turn")
     parser.add_argument("--out", type=Path, default=commands.FOLDER / "training_speed.json")
     options = parser.parse_args()
-    if options.batch_size < (least := peers.smallest_batch(options.tools)):
-        parser.error(f"--batch-size {options.batch_size}: denoising_diffusion_pytorch trains with {least} and more")
-    facts = {"machine": machine(), "versions": peers.versions(options.tools)}
+    facts = {"versions": peers.versions(options.tools, options.batch_size)}
     facts |= {"match": options.match, "batch_size": options.batch_size}
     images = images_of(Npz(str(options.data)) if options.data else Tissue(), most=4000)
     commands.write(options.out, facts)

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from diffusion.augmentations.base import Transform, check_keys, per_image, uniform
-from diffusion.augmentations.warp import WIDTH, rotation, smooth_field, stretch, warp
-from diffusion.devices import to_device
+from diffusion.augmentations.warp import WIDTH, extent, rotation, smooth_field, stretch, warp
 from diffusion.errors import UserError
 
 AXES = {"x": -1, "y": -2, "z": -3}
@@ -143,7 +142,7 @@ class Geometry(Transform):
         """
         still = images.new_zeros(len(images))
         linear, shift, field, done = rotation(still), torch.stack([still, still], 1), None, []
-        sides = to_device(torch.tensor([images.shape[-1], images.shape[-2]]), images.device, images.dtype)
+        sides = extent(images)
         if self.scale:
             chosen, _ = self._chosen(numbers)
             size = torch.where(chosen, next(numbers), 0)

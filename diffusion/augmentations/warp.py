@@ -31,16 +31,20 @@ def warp(
     Volumes are moved slice by slice, alike in all slices. What comes from outside repeats the border, or is a mirror.
     """
     height, width = images.shape[-2:]
-    sides = to_device(torch.tensor([width, height]), images.device, images.dtype)
     x, y = (torch.arange(side, device=images.device) - (side - 1) / 2 for side in (width, height))
     places = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)  # (H, W, 2)
     read = torch.einsum("bij,hwj->bhwi", linear, places) - shift[:, None, None]
     if field is not None:
         read = read + field
     flat = images.reshape(len(images), -1, height, width)
-    moved = F.grid_sample(flat, 2 * read / sides, mode="bilinear", padding_mode=outside, align_corners=False)
+    moved = F.grid_sample(flat, 2 * read / extent(images), mode="bilinear", padding_mode=outside, align_corners=False)
     # Weights that sum to a little more than 1 would leave the range.
     return moved.reshape(images.shape).clamp(-1, 1)
+
+
+def extent(images: Tensor) -> Tensor:
+    """Width and height in pixels, (2,), as the images are and where they are."""
+    return to_device(torch.tensor([images.shape[-1], images.shape[-2]]), images.device, images.dtype)
 
 
 def rotation(angle: Tensor) -> Tensor:

@@ -133,6 +133,7 @@ def _identity(path: Path) -> tuple[int, int, int]:
     return found.st_ino, found.st_mtime_ns, found.st_size
 
 
+# Not of _content: a run that goes on would keep its old checkpoint mapped, and its place on the disk, to its end.
 @lru_cache(maxsize=256)
 def _facts(path: Path, *identity: int) -> dict[str, Any] | None:
     try:
