@@ -51,9 +51,10 @@ def test_the_quota_is_the_tightest_of_the_control_groups(tmp_path, files, expect
 
 
 def test_a_process_has_the_cores_of_its_affinity_and_freed_memory_is_used_again():
-    """Tensors of 1 to 96 MiB, which are freed together: without settle(), 106,980 page faults.
+    """Tensors of 1 to 40 MiB, which are freed together: without settle(), some 18,000 page faults a round.
 
-    Where the environment says that all large ones are to be mapped, they are.
+    The largest, of 10,240 pages, may once find its place taken by something small, in any round: that is no return of
+    memory, and eight rounds may hold it. Where the environment says that all large ones are to be mapped, they are.
     """
     if not hasattr(os, "sched_setaffinity"):
         pytest.skip("affinity is a matter of Linux")
@@ -63,10 +64,10 @@ def test_a_process_has_the_cores_of_its_affinity_and_freed_memory_is_used_again(
         from diffusion.processor import settle
         settle()
         import torch
-        given = [torch.ones(2**18 * size) for size in (1, 5, 9, 17, 96)]
+        given = [torch.ones(2**18 * size) for size in (1, 5, 9, 17, 40)]
         def faults_of_rounds():
             before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-            for _ in range(4):
+            for _ in range(8):
                 made = [values.exp() for values in given]
                 sum(float(values.sum()) for values in made)
                 while made:
@@ -79,8 +80,8 @@ def test_a_process_has_the_cores_of_its_affinity_and_freed_memory_is_used_again(
     command = [sys.executable, "-c", program]
     threads, faults = map(int, subprocess.check_output(command, env=environment, cwd=CONF.parent).split())
     assert threads == 1
-    assert faults < 10_000
+    assert faults < 20_000
     environment |= {"MALLOC_MMAP_MAX_": "65536", "MALLOC_MMAP_THRESHOLD_": str(2**17)}
     _, faults = map(int, subprocess.check_output(command, env=environment, cwd=CONF.parent).split())
-    assert faults > 50_000
+    assert faults > 100_000
     assert cores() <= len(os.sched_getaffinity(0))
