@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks.turns import Ended
 from diffusion.apps import cli
 from diffusion.errors import UserError
-from diffusion.provenance import machine
+from diffusion.provenance import code, machine
 
 FOLDER = Path(__file__).resolve().parents[1] / "runs" / "benchmarks"
 
@@ -36,9 +36,9 @@ def _above_0(value: float) -> Any:
 
 
 def write(path: Path, facts: dict[str, Any]) -> None:
-    """Figures and the machine as JSON; a command writes before it measures, so that a place for no file is known."""
+    """Figures, machine and code as JSON; a command writes before it measures, so that a place for no file is known."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"machine": machine(), **facts}, indent=2) + "\n")
+    path.write_text(json.dumps({"machine": machine(), "code": code(), **facts}, indent=2) + "\n")
 
 
 def run(main: Callable[[], None]) -> None:

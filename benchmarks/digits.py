@@ -28,7 +28,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from diffusion.provenance import machine  # noqa: E402
+from benchmarks import commands  # noqa: E402
 
 TARGETS = {
     "accuracy": (">=", 0.99),
@@ -97,13 +97,16 @@ def command(*words: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--n", type=int, default=1000)
-    parser.add_argument("--runs-dir", type=Path, default=ROOT / "runs" / "benchmarks")
+    parser.add_argument("--n", type=commands.count, default=1000)
+    parser.add_argument("--runs-dir", type=Path, default=commands.FOLDER)
     parser.add_argument("--out", type=Path, default=None, help="JSON file; by default RUNS_DIR/digits.json")
     parser.add_argument("--set", nargs="*", default=[], help="further overrides of train.py")
     parser.add_argument("--sample", nargs="*", default=[], help="further overrides of the sample task")
     options = parser.parse_args()
 
+    out = options.out or options.runs_dir / "digits.json"
+    facts = {"overrides": options.set, "sampling": options.sample}
+    commands.write(out, facts)
     judge = Judge()
     print(f"the judge reads {judge.real_accuracy:.3f} of the real test half; real-to-real distance {judge.floor:.3f}")
     rows = []
@@ -119,7 +122,8 @@ def main() -> None:
         figures = judge.measure(arrays["images"].transpose(0, 3, 1, 2), arrays["labels"])
         figures |= {"seconds": sampled["seconds"], "evaluations": sampled["evaluations_per_image"]}
         rows.append({"seed": seed, **figures})
-        print(row_text(rows[-1]))
+        print(row_text(rows[-1]), flush=True)
+        commands.write(out, {**facts, "seeds": rows})
     summary = {
         name: {
             "mean": float(np.mean([row[name] for row in rows])),
@@ -133,9 +137,7 @@ def main() -> None:
         print(
             f"{name:>15}  {values['mean']:.3f}  ({values['min']:.3f} to {values['max']:.3f})  target {values['target']}"
         )
-    out = options.out or options.runs_dir / "digits.json"
-    result = {"machine": machine(), "overrides": options.set, "sampling": options.sample, "seeds": rows}
-    out.write_text(json.dumps({**result, "summary": summary}, indent=2) + "\n")
+    commands.write(out, {**facts, "seeds": rows, "summary": summary})
 
 
 def row_text(row: dict[str, float]) -> str:
@@ -143,4 +145,4 @@ def row_text(row: dict[str, float]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    commands.run(main)

@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import sys
 import time
 from pathlib import Path
@@ -38,11 +37,11 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import commands  # noqa: E402
 from diffusion.apps import tasks  # noqa: E402
 from diffusion.apps.config import training_config  # noqa: E402
 from diffusion.apps.train import train  # noqa: E402
 from diffusion.metrics.paired import crossed_interval, paired_difference  # noqa: E402
-from diffusion.provenance import machine  # noqa: E402
 from diffusion.random import generator  # noqa: E402
 
 ARMS = ("real", "augmented", "synthetic", "both", "variants", "variants_augmented")
@@ -197,10 +196,10 @@ def table(rows: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--wbc", type=Path, default=None, help="white cells, an npz file, in place of digits")
-    parser.add_argument("--k", type=int, nargs="+", default=[1, 2, 4, 8, 16])
+    parser.add_argument("--k", type=commands.count, nargs="+", default=[1, 2, 4, 8, 16])
     parser.add_argument("--draws", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--runs-dir", type=Path, default=ROOT / "runs" / "benchmarks")
-    parser.add_argument("--classifier-steps", type=int, default=None)
+    parser.add_argument("--runs-dir", type=Path, default=commands.FOLDER)
+    parser.add_argument("--classifier-steps", type=commands.count, default=None)
     parser.add_argument("--base", nargs="*", default=[], help="further overrides of the base's training")
     parser.add_argument("--token", nargs="*", default=[], help="of the tokens' training")
     parser.add_argument("--augment", nargs="*", default=["variants=8"], help="of the augment task")
@@ -226,11 +225,11 @@ def main() -> None:
         about = {"classes": problem.new, "base": known, "draws": options.draws, "test_images": len(each[0]["real"])}
         overrides = {key: getattr(options, key) for key in ("base", "token", "augment", "utility", "classifier_steps")}
         seconds = round(time.perf_counter() - start, 1)
-        result = {"machine": machine(), **about, "overrides": overrides, "seconds": seconds, "budgets": rows}
-        path.write_text(json.dumps(result, indent=2) + "\n")
+        result = {**about, "overrides": overrides, "seconds": seconds, "budgets": rows}
+        commands.write(path, result)
         path.with_suffix(".md").write_text(table(rows))
         print(table(rows), flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    commands.run(main)

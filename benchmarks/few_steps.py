@@ -16,7 +16,6 @@ of the recipe's sampler at 8 evaluations, on either grid, is more than 1.15 time
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -32,10 +31,10 @@ from omegaconf import OmegaConf
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import commands  # noqa: E402
 from benchmarks.digits import Judge, command  # noqa: E402
 from diffusion.generative import GenerativeModel  # noqa: E402
 from diffusion.grids import Optimised, TimeGrid  # noqa: E402
-from diffusion.provenance import machine  # noqa: E402
 from diffusion.random import seed_of  # noqa: E402
 from diffusion.runs import Run  # noqa: E402
 from diffusion.samplers import (  # noqa: E402
@@ -182,16 +181,19 @@ def main() -> None:
         "--runs", type=Path, nargs="+", default=None, help="runs of digits_pixel; else they are trained"
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--runs-dir", type=Path, default=ROOT / "runs" / "benchmarks")
+    parser.add_argument("--runs-dir", type=Path, default=commands.FOLDER)
     parser.add_argument("--set", nargs="*", default=[], help="further overrides of train.py")
     parser.add_argument("--guidance", choices=["recipe", "none"], default="none")
     parser.add_argument("--samplers", nargs="+", choices=list(SAMPLERS), default=list(SAMPLERS))
-    parser.add_argument("--evaluations", type=int, nargs="+", default=list(EVALUATIONS))
-    parser.add_argument("--n", type=int, default=1000)
+    parser.add_argument("--evaluations", type=commands.count, nargs="+", default=list(EVALUATIONS))
+    parser.add_argument("--n", type=commands.count, default=1000)
     parser.add_argument("--out", type=Path, default=None, help="JSON file; by default RUNS_DIR/few_steps.json")
     parser.add_argument("--figure", type=Path, default=ROOT / "docs" / "images" / "few_steps.png")
     options = parser.parse_args()
 
+    path = options.out or options.runs_dir / "few_steps.json"
+    facts = {"guidance": options.guidance, "n": options.n}
+    commands.write(path, facts)
     judge, rows, start = Judge(), [], time.perf_counter()
     runs = options.runs or [trained(seed, options.runs_dir, options.set) for seed in options.seeds]
     for directory in runs:
@@ -213,10 +215,7 @@ def main() -> None:
                     f"  ({time.perf_counter() - start:.0f} s)",
                     flush=True,
                 )
-    path = options.out or options.runs_dir / "few_steps.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    result = {"machine": machine(), "guidance": options.guidance, "n": options.n, "rows": rows}
-    path.write_text(json.dumps(result, indent=2) + "\n")
+    commands.write(path, {**facts, "rows": rows})
     guided = "with the recipe's guidance" if options.guidance == "recipe" else "without guidance"
     draw(rows, f"digits_pixel, {options.n:,} images, {len(runs)} seed{'s' * (len(runs) > 1)}, {guided}", options.figure)
     if {FEW, MANY} <= set(options.evaluations) and "dpmpp_2m" in options.samplers:
@@ -228,4 +227,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    commands.run(main)

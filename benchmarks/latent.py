@@ -10,7 +10,6 @@ depend on them. Pixels and latents take turns, so that the ratio is free of the 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from functools import partial
 from pathlib import Path
@@ -21,13 +20,13 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 from hydra.utils import instantiate  # noqa: E402
 
+from benchmarks import commands  # noqa: E402
 from benchmarks.turns import in_turns  # noqa: E402
 from datamodules.batch import DataSpec  # noqa: E402
 from diffusion import codecs  # noqa: E402
 from diffusion.denoiser import NetworkDenoiser  # noqa: E402
 from diffusion.generative import GenerativeModel  # noqa: E402
 from diffusion.models import factory  # noqa: E402
-from diffusion.provenance import machine  # noqa: E402
 from tests.training import composed  # noqa: E402
 
 SPEC = DataSpec((3, 28, 28), 4)
@@ -45,11 +44,12 @@ def generative(experiment: str, codec: codecs.Codec) -> GenerativeModel:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--n", type=int, default=256, help="images a batch")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--json", type=Path, help="write the figures there")
+    parser.add_argument("--n", type=commands.count, default=256, help="images a batch")
+    parser.add_argument("--repeats", type=commands.count, default=5)
+    parser.add_argument("--out", type=Path, default=commands.FOLDER / "latent.json")
     arguments = parser.parse_args()
 
+    commands.write(arguments.out, {"n": arguments.n})
     network = factory(composed(["experiment=bloodmnist_vae"]).model.network)(3, [28, 28]).eval()
     autoencoder = codecs.Autoencoder(network, torch.zeros(4), torch.ones(4), "0" * 16)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -68,13 +68,12 @@ def main() -> None:
     seconds = in_turns({name: partial(draw, model) for name, model in models.items()}, arguments.repeats)
     speed = {name: arguments.n / taken for name, taken in seconds.items()}
     ratio = speed["latent"] / speed["pixel"]
-    found = {**machine(), "n": arguments.n, "images_per_second": speed, "ratio": ratio}
+    found = {"n": arguments.n, "images_per_second": speed, "ratio": ratio}
     for name, value in speed.items():
         print(f"{name:>7}  {value:8.1f} images/s")
     print(f"  ratio  {ratio:8.1f}")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
+    commands.write(arguments.out, found)
 
 
 if __name__ == "__main__":
-    main()
+    commands.run(main)

@@ -19,8 +19,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import commands  # noqa: E402
 from benchmarks.digits import command  # noqa: E402
-from diffusion.provenance import machine  # noqa: E402
 
 RECIPE = ["experiment=digits_pixel", "objective=edm_hybrid", "objective.times.mean=-0.8", "trainer.max_time=null"]
 VARIANCES = {"learned": "null", "small": "0", "large": "1"}
@@ -46,12 +46,15 @@ def measure(run: Path, n: str, *words: str) -> dict[str, dict[str, float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, nargs="+", default=[100, 200, 400, 800, 1600], help="stages of training")
+    stages = [100, 200, 400, 800, 1600]
+    parser.add_argument("--steps", type=commands.count, nargs="+", default=stages, help="stages of training")
     parser.add_argument("--n", default="256", help="test images; null for all")
-    parser.add_argument("--runs-dir", type=Path, default=ROOT / "runs" / "benchmarks")
+    parser.add_argument("--runs-dir", type=Path, default=commands.FOLDER)
     options = parser.parse_args()
 
-    rows = []
+    out, rows = options.runs_dir / "likelihood.json", []
+    facts = {"recipe": RECIPE, "grid": "log_snr_fine, 50 steps"}
+    commands.write(out, facts)
     for seed in options.seeds:
         run_id = f"likelihood-{datetime.now():%Y%m%d-%H%M%S}-{seed}"
         run = options.runs_dir / "digits_pixel" / run_id
@@ -65,10 +68,9 @@ def main() -> None:
             row["flow"] = measure(run, options.n, "grid.steps=2")["flow"]
             rows.append(row)
             figures = "  ".join(f"{name} {row[name]['mean']:.3f}" for name in (*VARIANCES, "flow"))
-            print(f"seed {seed}  step {steps}  {figures}")
-    result = {"machine": machine(), "recipe": RECIPE, "grid": "log_snr_fine, 50 steps", "rows": rows}
-    (options.runs_dir / "likelihood.json").write_text(json.dumps(result, indent=2) + "\n")
+            print(f"seed {seed}  step {steps}  {figures}", flush=True)
+            commands.write(out, {**facts, "rows": rows})
 
 
 if __name__ == "__main__":
-    main()
+    commands.run(main)

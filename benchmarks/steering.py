@@ -13,28 +13,34 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import commands  # noqa: E402
+from benchmarks.digits import command  # noqa: E402
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("words", nargs="+", help="of the data set, as for train.py")
-    parser.add_argument("--minutes", type=float, default=8.0, help="for the base; the ControlNet gets as much")
-    parser.add_argument("--size", type=int, default=32, help="of the images")
-    parser.add_argument("--n", type=int, default=120, help="samples of each model")
+    parser.add_argument("--minutes", type=commands.amount, default=8, help="for the base; the ControlNet gets as much")
+    parser.add_argument("--size", type=commands.count, default=32, help="of the images")
+    parser.add_argument("--n", type=commands.count, default=120, help="samples of each model")
     parser.add_argument("--folder", type=Path, default=Path("runs/steering"))
     arguments = parser.parse_args()
+    out = arguments.folder / "steering.json"
+    facts = {"words": arguments.words, "minutes": arguments.minutes, "size": arguments.size, "n": arguments.n}
+    commands.write(out, facts)
     data = ["dataset=masks", f"dataset.size={arguments.size}", *arguments.words]
     image = ["experiment=leukemia_pixel", "grid.steps=12"]
 
     def trained(name: str, minutes: float, *words: str) -> Path:
         limit = f"trainer.max_time={timedelta_text(minutes)}"
-        call("train.py", *words, *data, limit, f"run_id={name}", f"runs_dir={arguments.folder}")
+        command("train.py", *words, *data, limit, f"run_id={name}", f"runs_dir={arguments.folder}")
         return next(arguments.folder.glob(f"*/{name}"))
 
     judge = trained("judge", arguments.minutes / 2, "experiment=wbc_segmenter")
@@ -45,14 +51,14 @@ def main() -> None:
         ),
         "concatenation": trained("concatenated", 2 * arguments.minutes, *image, "control=mask"),
     }
-    call("-m", "diffusion", "segment", f"run={judge}", "overwrite=true")
+    command("-m", "diffusion", "segment", f"run={judge}", "overwrite=true")
     table = {"real images": {"asked": json.loads((judge / "segment" / "metrics.json").read_text())["mean_dice"]}}
     for name, run in models.items():
         words = [f"run={run}", f"segmenter={judge}", f"n={arguments.n}", "overwrite=true"]
-        call("-m", "diffusion", "sample", *words)
+        command("-m", "diffusion", "sample", *words)
         found = json.loads((run / "sample" / "metrics.json").read_text())["adherence"]
         table[name] = {key: values["mean_dice"] for key, values in found.items()}
-    (arguments.folder / "steering.json").write_text(json.dumps(table, indent=2) + "\n")
+    commands.write(out, {**facts, "dice": table})
     print("\n| images of | Dice with the mask asked for | with another one's |\n|---|---|---|")
     for name, row in table.items():
         cells = [text(row[key]) if key in row else "" for key in ("asked", "shuffled")]
@@ -68,10 +74,5 @@ def text(found: dict[str, float]) -> str:
     return f"{found['value']:.3f} ({found['low']:.3f} to {found['high']:.3f})"
 
 
-def call(*words: str) -> None:
-    """Run python with these words in the project's root; ends the benchmark if it fails."""
-    subprocess.run([sys.executable, *words], cwd=ROOT, check=True)
-
-
 if __name__ == "__main__":
-    main()
+    commands.run(main)

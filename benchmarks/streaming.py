@@ -31,10 +31,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
+from benchmarks import commands  # noqa: E402
 from datamodules.base import ImageDataModule  # noqa: E402
 from datamodules.npz import Npz  # noqa: E402
 from datamodules.shards import Shards  # noqa: E402
-from diffusion.provenance import code, machine  # noqa: E402
 
 SIZE, BLOCK, BATCH = 64, 1000, 64
 
@@ -103,18 +103,20 @@ def stream(kind: str, path: str, workers: int, cache: str) -> dict[str, object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=200_000)
+    parser.add_argument("--images", type=commands.count, default=200_000)
     parser.add_argument("--encoding", default="npy", choices=["npy", "png"])
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--folder", help="where the temporary folder is made: about 6 GB for 200,000 images")
-    parser.add_argument("--out", default="streaming.json")
+    parser.add_argument("--out", type=Path, default=commands.FOLDER / "streaming.json")
     parser.add_argument("--stream", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.stream:
         kind, path, workers, cache = arguments.stream
         print(json.dumps(stream(kind, path, int(workers), cache)))
         return
-    load = os.getloadavg()[0]
+    load = round(os.getloadavg()[0], 2)
+    facts = {"images": arguments.images, "encoding": arguments.encoding, "load_before": load}
+    commands.write(arguments.out, facts)
     with tempfile.TemporaryDirectory(dir=arguments.folder) as temporary:
         folder = Path(temporary)
         write_npz(folder / "images.npz", arguments.images)
@@ -141,18 +143,9 @@ def main() -> None:
                 used = ["  ".join(f"{value:>5}" for value in ends.values()) for ends in found["resident_mib"].values()]
                 print(f"{kind:>8} {workers:>8} {first:>10} {second:>10}  {used[0]}   {used[1]}", flush=True)
                 rows.append({"source": kind, "workers": workers, **found})
-    found = {
-        "images": arguments.images,
-        "encoding": arguments.encoding,
-        "written": written,
-        "streamed": rows,
-        "load_before": round(load, 2),
-        "code": code(),
-        "machine": machine(),
-    }
-    Path(arguments.out).write_text(json.dumps(found, indent=2) + "\n")
+                commands.write(arguments.out, {**facts, "written": written, "streamed": rows})
     print(arguments.out)
 
 
 if __name__ == "__main__":
-    main()
+    commands.run(main)

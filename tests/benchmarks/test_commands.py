@@ -6,7 +6,23 @@ from unittest import mock
 
 import pytest
 
-from benchmarks import commands, floor, growth, memory, quality, sampling_speed, startup, training_speed
+from benchmarks import (
+    commands,
+    digits,
+    few_shot,
+    few_steps,
+    floor,
+    growth,
+    latent,
+    likelihood,
+    memory,
+    quality,
+    sampling_speed,
+    startup,
+    steering,
+    streaming,
+    training_speed,
+)
 
 
 def said(capfd, benchmark, *words: str) -> str:
@@ -35,6 +51,14 @@ def said(capfd, benchmark, *words: str) -> str:
         (growth, "--turns 0", "above 0"),
         (memory, "--only large", "--only"),
         (startup, "--starts 0", "above 0"),
+        (digits, "--n 0", "above 0"),
+        (few_shot, "--wbc FOLDER/none.npz --runs-dir FOLDER", "none.npz"),
+        (few_shot, "--runs-dir /proc/none", "/proc/none"),
+        (few_steps, "--evaluations 0", "above 0"),
+        (latent, "--repeats 0", "above 0"),
+        (likelihood, "--runs-dir /proc/none", "/proc/none"),
+        (steering, "dataset.path=none --folder FOLDER --minutes 0", "above 0"),
+        (streaming, "--encoding jpg", "--encoding"),
     ],
 )
 def test_a_mistake(capfd, tmp_path, benchmark, words, why):
@@ -42,7 +66,11 @@ def test_a_mistake(capfd, tmp_path, benchmark, words, why):
 
 
 def _away(words: str, tmp_path) -> list[str]:
-    return [] if "--out" in words else ["--out", str(tmp_path / "x.json")]
+    return (
+        []
+        if any(option in words for option in ("--out", "--runs-dir", "--folder"))
+        else ["--out", str(tmp_path / "x.json")]
+    )
 
 
 @pytest.mark.parametrize("benchmark", [training_speed, sampling_speed, quality])
