@@ -35,6 +35,15 @@ def generator(*key: object, device: torch.device | str = "cpu") -> torch.Generat
     return torch.Generator(device).manual_seed(seed_of(*key))
 
 
+def seed_global(device: torch.device, *key: object) -> None:
+    """Seed the global generator of a device, the only one that dropout layers know, by the key.
+
+    As torch.manual_seed does of all devices, which takes 0.6 ms where one of their kinds is not in use.
+    """
+    where = torch.default_generator if device.type == "cpu" else torch.get_device_module(device)
+    where.manual_seed(seed_of(*key))
+
+
 def gaussian(count: int, shape: Sequence[int], generator: torch.Generator) -> Tensor:
     """Independent standard normal values, (count, *shape)."""
     return torch.randn(count, *shape, generator=generator, device=generator.device)

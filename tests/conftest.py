@@ -1,5 +1,6 @@
 """What all tests share."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -15,6 +16,12 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 torch.set_num_threads(1)
 
 
+def pytest_collection_finish() -> None:
+    """What is imported stays: the garbage collector, which would look through all of it again and again, need not."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture
 def shared_data():
     """A function from a file's name under shared/data to its path; the test is skipped where it is absent."""
@@ -25,3 +32,7 @@ def shared_data():
         return SHARED / name
 
     return path
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()

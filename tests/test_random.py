@@ -4,7 +4,17 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion.random import BLOCK, SampleNoise, generator, normal_block, seed_of, simplex, stratified_uniform, uniform
+from diffusion.random import (
+    BLOCK,
+    SampleNoise,
+    generator,
+    normal_block,
+    seed_global,
+    seed_of,
+    simplex,
+    stratified_uniform,
+    uniform,
+)
 
 KEY = (0, "train", 5)
 CUTS = [(0, 1), (0, BLOCK), (1, BLOCK), (BLOCK - 1, 2), (BLOCK, BLOCK), (3, 3 * BLOCK), (4 * BLOCK - 1, 1)]
@@ -25,6 +35,15 @@ def test_processes_share_one_batch(ways: int):
     share = 20 // ways
     parts = torch.cat([normal_block(KEY, rank * share, share, (4,)) for rank in range(ways)])
     assert torch.equal(parts, normal_block(KEY, 0, 20, (4,)))
+
+
+def test_dropout_is_as_the_seed_of_all_devices_has_it():
+    with torch.random.fork_rng():
+        torch.manual_seed(seed_of(*KEY))
+        expected = torch.nn.functional.dropout(torch.ones(1000))
+        torch.rand(7)
+        seed_global(torch.device("cpu"), *KEY)
+        assert torch.equal(torch.nn.functional.dropout(torch.ones(1000)), expected)
 
 
 def test_other_keys_give_other_numbers():

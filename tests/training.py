@@ -185,7 +185,7 @@ def join(processes: Sequence[multiprocessing.Process], timeout: float = 120.0) -
 def started(body: Callable, *arguments: object) -> multiprocessing.Process:
     """A process at work on this; a fork server has done the imports, so that a start costs a tenth of a second."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.training", "diffusion.apps.train", "datamodules.digits"])
+    context.set_forkserver_preload(["tests.training", "diffusion.apps.train", "datamodules.digits", "sklearn.datasets"])
     process = context.Process(target=body, args=arguments)
     process.start()
     return process

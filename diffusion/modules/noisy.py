@@ -14,7 +14,7 @@ from diffusion.augmentations import Augmentation
 from diffusion.devices import to_device
 from diffusion.modules.places import log_validation, places
 from diffusion.processes import dealt_like
-from diffusion.random import normal_block, seed_of
+from diffusion.random import normal_block, seed_global
 
 LOG_SNR_BINS = (-6.0, -2.0, 2.0, 6.0)
 
@@ -55,8 +55,7 @@ class NoisyModule(pl.LightningModule):
         """The key of the step's random numbers, the place of the batch's first sample, and how many the step has."""
         key = (self.seed, "train", self.global_step)
         first, total = places(self, batch_idx, count)
-        # Dropout layers know only the global generator.
-        torch.manual_seed(seed_of(*key, "dropout", first))
+        seed_global(self.device, *key, "dropout", first)
         return key, first, total
 
     def augmented(self, batch: Mapping[str, Tensor], first: int, total: int) -> tuple[dict[str, Tensor], Tensor]:

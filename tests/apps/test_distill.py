@@ -234,8 +234,8 @@ def test_doctor_looks_at_a_student(teacher, tmp_path):
 def test_a_student_arrives_where_its_teacher_does_in_many_steps(tmp_path):
     """From the same noise: nearer to the teacher's 64 steps of DDIM than the teacher itself in the student's two."""
     few = ["optimizer.lr=0.003", "callbacks.ema.decay=0.9", "callbacks.learning_rate.warmup_steps=10"]
-    teacher = run_training(tmp_path / "teacher", "trainer.max_steps=300", "network.dropout=0", *few)
-    words = [f"model.teacher={teacher}", "trainer.max_steps=300", "model.grid.steps=2", "model.substeps=8", *few]
+    teacher = run_training(tmp_path / "teacher", "trainer.max_steps=80", "network.dropout=0", *few)
+    words = [f"model.teacher={teacher}", "trainer.max_steps=60", "model.grid.steps=2", "model.substeps=4", *few]
     student = Run.open(run_training(tmp_path / "student", *words, base=STUDENT)).generative()
     guided = Run.open(teacher).generative()
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from datamodules.digits import Digits
 from diffusion.apps import tasks
+from diffusion.extractors import domain
 from diffusion.operators import SuperResolution
 from diffusion.tasks.reconstruct import evenly_spaced
 from tests.apps.test_sample import lively
@@ -108,7 +109,8 @@ def test_translation_to_its_own_class_or_another(pixel, tmp_path):
     assert len(three) == len(Digits().split("val")) and (three == 3).all()
 
 
-def test_a_classifier_says_whether_the_class_is_reached(pixel, tmp_path):
+def test_a_classifier_says_whether_the_class_is_reached(pixel, tmp_path, monkeypatch):
+    monkeypatch.setitem(domain.STEPS, 2, 20)
     metrics, cases, _ = written("translate", pixel, tmp_path / "out", "strength=0.5", f"cache={tmp_path / 'cache'}")
     share = np.mean([float(case["reached_0.5"]) for case in cases])
     assert metrics["strengths"]["0.5"]["reached"]["value"] == pytest.approx(share)

@@ -118,7 +118,7 @@ def test_accumulated_batches_train_an_autoencoder_alike(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["adversarial", "vq", "latent"])
 def test_a_killed_run_equals_the_uninterrupted_one(kind, autoencoder, tmp_path):
-    plan = ["trainer.max_steps=60", "trainer.validate_every_n_steps=20", "checkpoint.every_n_steps=5"]
+    plan = ["trainer.max_steps=40", "trainer.validate_every_n_steps=20", "checkpoint.every_n_steps=5"]
     base, extra = {
         "adversarial": (AUTOENCODER, ADVERSARIAL),
         "vq": (AUTOENCODER, ["model=autoencoder_vq", "experiment=digits_vae"]),

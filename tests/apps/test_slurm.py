@@ -73,7 +73,7 @@ def test_a_sweep_whose_jobs_are_harmed_ends_as_if_nothing_had_been(cluster, tmp_
     chance, done, counts = random.Random(0), 0, {}
     driver = sweep(*harmed)
     while driver.poll() is None:
-        time.sleep(chance.uniform(1, 12))
+        time.sleep(chance.uniform(1, 12) if done < HARM else 0.5)
         slurm.at_once()
         running = slurm.jobs("RUNNING")
         if done < HARM and running:

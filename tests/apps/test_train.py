@@ -337,7 +337,7 @@ def test_signal_before_a_run_has_begun_leaves_nothing(monkeypatch, tmp_path, cap
 @pytest.mark.slow
 def test_signals_from_outside(tmp_path):
     """A process that is told to stop, twice, ends with status 75, and the third one ends as if nothing had been."""
-    plan = [*PLAN, "trainer.max_steps=150", "trainer.validate_every_n_steps=75", "checkpoint.every_n_steps=75"]
+    plan = [*PLAN, "trainer.max_steps=100", "trainer.validate_every_n_steps=50", "checkpoint.every_n_steps=50"]
     run = tmp_path / "stopped" / "digits_pixel" / "run"
     stopped_at = 0
     for number, after in ((signal.SIGTERM, 0), (signal.SIGUSR1, 20)):
@@ -352,7 +352,7 @@ def test_signals_from_outside(tmp_path):
         process.join(60)
         assert process.exitcode == 75
         stopped_at = position(run)
-        assert after < stopped_at < 150
+        assert after < stopped_at < 100
         read = read_rows(run / "metrics.csv")
         assert int(read[-1]["step"]) <= stopped_at
     for folder in ("stopped", "whole"):
