@@ -22,6 +22,11 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_sessionfinish() -> None:
+    """What is frozen at the end counts as leaked to some libraries, which say so."""
+    gc.unfreeze()
+
+
 @pytest.fixture
 def shared_data():
     """A function from a file's name under shared/data to its path; the test is skipped where it is absent."""
@@ -32,7 +37,3 @@ def shared_data():
         return SHARED / name
 
     return path
-
-
-def pytest_sessionfinish() -> None:
-    gc.unfreeze()
