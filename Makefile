@@ -26,10 +26,10 @@ demo: install
 	@ls -1 runs/tissue_pixel/demo/sample/grid.png runs/tissue_pixel/demo/sample/trajectory.gif runs/tissue_pixel/demo/figures/loss.png
 
 test: install-dev
-	$(RUN) -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 quick: install-dev
-	$(RUN) -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not slow"
+	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 lint: install-dev
 	$(RUN) -m ruff check .
