@@ -50,6 +50,7 @@ def test_the_quota_is_the_tightest_of_the_control_groups(tmp_path, files, expect
     assert quota(tmp_path) == expected
 
 
+@pytest.mark.slow
 def test_a_process_has_the_cores_of_its_affinity_and_freed_memory_is_used_again():
     """Tensors of 1 to 40 MiB, which are freed together: without settle(), some 18,000 page faults a round.
 

@@ -84,6 +84,7 @@ def test_of_a_loss(gpu, words):
     assert loss.is_cuda and gpu.copies > 5 and not gpu.waits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("augmentation", ["affine", "dihedral", "edm", "elastic", "flips", "histology", "intensity"])
 def test_of_augmentation(gpu, augmentation):
     _, module = built(composed([*SMALL, f"augmentation={augmentation}"]), SPEC, std=0.5)
@@ -92,6 +93,7 @@ def test_of_augmentation(gpu, augmentation):
     assert images.is_cuda and gpu.copies > 0 and not gpu.waits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guidance", ["none", "classifier_free"])
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim", "heun", "dpmpp_2m", "dpmpp_2m_sde", "unipc"])
 def test_of_sampling(gpu, sampler, guidance):

@@ -18,6 +18,8 @@ from diffusion.runs import Run
 from tests.commands import refusal, train_py
 from tests.training import AUTOENCODER, SHORT, SMALL, assert_same_run, composed, run_training, state
 
+pytestmark = pytest.mark.slow
+
 STUDENT = ["experiment=digits_pixel", "model=distilled", *SHORT, "model.substeps=3", "callbacks.previews.n=4"]
 STEPS = ["trainer.max_steps=4", "checkpoint.every_n_steps=2", "trainer.log_every_n_steps=1"]
 
@@ -72,7 +74,6 @@ def test_it_learns_from_the_guided_teacher_which_stays_as_it_is(teacher, tmp_pat
     assert any(not torch.equal(run.weights()[name], weights[name]) for name in weights)
 
 
-@pytest.mark.slow
 def test_it_goes_on_to_the_bit(student, teacher, tmp_path):
     """From the checkpoint of step 2, as after a kill, with a teacher that has moved."""
     cut = shutil.copytree(student.parents[1], tmp_path / "runs") / "digits_pixel" / "run"
@@ -82,7 +83,6 @@ def test_it_goes_on_to_the_bit(student, teacher, tmp_path):
     assert_same_run(distilled(tmp_path / "runs", moved), student)
 
 
-@pytest.mark.slow
 def test_it_does_not_go_on_with_another_teacher(student, teacher, tmp_path):
     runs = shutil.copytree(student.parents[1], tmp_path / "runs")
     other = shutil.copytree(teacher, tmp_path / "other")
@@ -103,7 +103,6 @@ def test_an_image_costs_one_evaluation_a_step(student):
     assert len(calls) == 4 and images.shape == (2, 1, 8, 8)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [
@@ -123,7 +122,6 @@ def test_tasks_draw_in_its_own_steps(student, words, tmp_path):
         assert receipt["sampler"]["name"] == "ddim" and receipt["grid"]["steps"] == 4 and receipt["guidance"] is None
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -183,7 +181,6 @@ def test_refusals(teacher, student, tmp_path):
     assert "model.known" in refused(tmp_path, f"model.teacher={known}")
 
 
-@pytest.mark.slow
 def test_other_data_are_refused(teacher, tmp_path):
     from_it = f"model.teacher={teacher}"
     assert "images of shape (1, 8, 8)" in refused(tmp_path, from_it, "dataset=tissue", "dataset.stride=8")
@@ -197,7 +194,6 @@ def test_nothing_begins_from_a_student(student, tmp_path):
         )
 
 
-@pytest.mark.slow
 def test_no_diffusion_run_is_no_teacher(tmp_path):
     autoencoder = run_training(tmp_path, "trainer.max_steps=1", base=AUTOENCODER)
     assert "diffusion model" in refused(tmp_path / "student", f"model.teacher={autoencoder}")
@@ -208,7 +204,6 @@ def test_one_line_is_said(capfd, tmp_path):
     assert line.startswith("model=distilled needs model.teacher=RUN_DIR")
 
 
-@pytest.mark.slow
 def test_a_latent_and_a_steered_teacher(tmp_path):
     autoencoder = run_training(tmp_path, "trainer.max_steps=2", base=AUTOENCODER)
     few = ["trainer.max_steps=2", f"codec.run={autoencoder}", "grid.steps=2"]
@@ -223,14 +218,12 @@ def test_a_latent_and_a_steered_teacher(tmp_path):
     tasks.main(["sample", f"run={run.directory}", "n=2", "device=cpu"])
 
 
-@pytest.mark.slow
 def test_doctor_looks_at_a_student(teacher, tmp_path):
     words = [f"model.teacher={teacher}", "trainer.max_steps=4", "seconds=0.3", f"out={tmp_path / 'out'}"]
     tasks.main(["doctor", *STUDENT, *words, f"runs_dir={tmp_path}"])
     assert (tmp_path / "out" / "metrics.json").is_file()
 
 
-@pytest.mark.slow
 def test_a_student_arrives_where_its_teacher_does_in_many_steps(tmp_path):
     """From the same noise: nearer to the teacher's 64 steps of DDIM than the teacher itself in the student's two."""
     few = ["optimizer.lr=0.003", "callbacks.ema.decay=0.9", "callbacks.learning_rate.warmup_steps=10"]

@@ -180,6 +180,7 @@ def test_a_failed_trial_does_not_end_a_sweep_and_what_is_finished_is_not_done_ag
     assert (gone / "checkpoints" / "last.ckpt").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -156,6 +156,7 @@ def test_a_column_that_is_not_there_is_named_and_nothing_is_lost(tune, tmp_path,
     assert len((run / "metrics.csv").read_text().splitlines()) == 6
 
 
+@pytest.mark.slow
 def test_a_mistake_is_one_line(tmp_path, capfd):
     space = "optimizer.lr=interval(0.1,1)"
     for words, said in {

@@ -26,6 +26,7 @@ def test_what_is_held_is_what_the_layers_keep():
     assert 20 * 2**20 <= held(network, shape) <= 26 * 2**20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(8, 1, 32, 32), (4, 1, 16, 16, 16)])
 def test_each_way_holds_less(shape):
     networks = {way: network_of("small", shape, **keys) for way, keys in WAYS.items()}

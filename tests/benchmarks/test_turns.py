@@ -26,6 +26,7 @@ def test_a_step_counts_where_it_began_and_ended_in_one_turn():
     assert loop.steps() == pytest.approx([0.2, 0.3, 0.3])
 
 
+@pytest.mark.slow
 def test_processes_take_turns():
     found = measure({"short": steps_of(0.01), "long": steps_of(0.1, 2**27)}, turns=2, seconds=0.5, warm_up=2)
     short, long = found["short"], found["long"]
