@@ -35,6 +35,11 @@ def _above_0(value: float) -> Any:
     return value
 
 
+def folder(text: str) -> Path:
+    """Of an option: a folder, which stays the same one for a process that is started elsewhere."""
+    return Path(text).resolve()
+
+
 def write(path: Path, facts: dict[str, Any]) -> None:
     """Figures, machine and code as JSON; a command writes before it measures, so that a place for no file is known."""
     path.parent.mkdir(parents=True, exist_ok=True)

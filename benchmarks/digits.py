@@ -98,7 +98,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--n", type=commands.count, default=1000)
-    parser.add_argument("--runs-dir", type=Path, default=commands.FOLDER)
+    parser.add_argument("--runs-dir", type=commands.folder, default=commands.FOLDER)
     parser.add_argument("--out", type=Path, default=None, help="JSON file; by default RUNS_DIR/digits.json")
     parser.add_argument("--set", nargs="*", default=[], help="further overrides of train.py")
     parser.add_argument("--sample", nargs="*", default=[], help="further overrides of the sample task")

@@ -198,7 +198,7 @@ def main() -> None:
     parser.add_argument("--wbc", type=Path, default=None, help="white cells, an npz file, in place of digits")
     parser.add_argument("--k", type=commands.count, nargs="+", default=[1, 2, 4, 8, 16])
     parser.add_argument("--draws", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--runs-dir", type=Path, default=commands.FOLDER)
+    parser.add_argument("--runs-dir", type=commands.folder, default=commands.FOLDER)
     parser.add_argument("--classifier-steps", type=commands.count, default=None)
     parser.add_argument("--base", nargs="*", default=[], help="further overrides of the base's training")
     parser.add_argument("--token", nargs="*", default=[], help="of the tokens' training")
@@ -206,7 +206,7 @@ def main() -> None:
     parser.add_argument("--utility", nargs="*", default=[], help="of the utility task")
     options = parser.parse_args()
 
-    start, runs = time.perf_counter(), options.runs_dir.resolve()
+    start, runs = time.perf_counter(), options.runs_dir
     problem = digits() if options.wbc is None else cells(options.wbc)
     known = tuple(name for name in problem.names if name not in problem.new)
     write(runs / "data" / f"{problem.name}-base", problem.of(known), problem.names)

@@ -181,7 +181,7 @@ def main() -> None:
         "--runs", type=Path, nargs="+", default=None, help="runs of digits_pixel; else they are trained"
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--runs-dir", type=Path, default=commands.FOLDER)
+    parser.add_argument("--runs-dir", type=commands.folder, default=commands.FOLDER)
     parser.add_argument("--set", nargs="*", default=[], help="further overrides of train.py")
     parser.add_argument("--guidance", choices=["recipe", "none"], default="none")
     parser.add_argument("--samplers", nargs="+", choices=list(SAMPLERS), default=list(SAMPLERS))
@@ -215,7 +215,7 @@ def main() -> None:
                     f"  ({time.perf_counter() - start:.0f} s)",
                     flush=True,
                 )
-    commands.write(path, {**facts, "rows": rows})
+            commands.write(path, {**facts, "rows": rows})
     guided = "with the recipe's guidance" if options.guidance == "recipe" else "without guidance"
     draw(rows, f"digits_pixel, {options.n:,} images, {len(runs)} seed{'s' * (len(runs) > 1)}, {guided}", options.figure)
     if {FEW, MANY} <= set(options.evaluations) and "dpmpp_2m" in options.samplers:

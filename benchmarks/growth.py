@@ -117,6 +117,7 @@ def main() -> None:
             for name, row in rows.items():
                 memory = row["peak_memory_bytes"] / 2**30
                 print(f"{name:20}{row['images_per_second']:>10.1f} images/s{memory:>8.2f} GiB", flush=True)
+            commands.write(options.out, {"rows": found})
     if "data" in found:
         rates = [row["images_per_second"] for row in found["data"].values()]
         if spread(rates) > TOLERANCE:

@@ -49,7 +49,7 @@ def main() -> None:
     stages = [100, 200, 400, 800, 1600]
     parser.add_argument("--steps", type=commands.count, nargs="+", default=stages, help="stages of training")
     parser.add_argument("--n", default="256", help="test images; null for all")
-    parser.add_argument("--runs-dir", type=Path, default=commands.FOLDER)
+    parser.add_argument("--runs-dir", type=commands.folder, default=commands.FOLDER)
     options = parser.parse_args()
 
     out, rows = options.runs_dir / "likelihood.json", []

@@ -88,7 +88,7 @@ def main() -> None:
         name, (count, _, *size) = CASES[case]
         title = f"{name}, {count} of {' x '.join(map(str, size))}"
         print(f"{title:32}" + "".join(f"{cell:>26}" for cell in cells), flush=True)
-    commands.write(options.out, {"rows": rows})
+        commands.write(options.out, {"rows": rows})
 
 
 if __name__ == "__main__":

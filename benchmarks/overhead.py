@@ -130,9 +130,11 @@ def main() -> None:
     print(f"{'':34}{'framework':>12}{'bare loop':>12}{'overhead':>10}   (medians of a step)")
     for name, row in rows.items():
         print(f"{name:34}{row['framework_ms']:>9.1f} ms{row['bare_ms']:>9.1f} ms{row['overhead_percent']:>+9.1f}%")
+    facts = {"steps": options.steps, "rows": rows}
+    commands.write(options.out, facts)
     ddp = machinery("digits_pixel", options.steps // 2, options.repeat, [])
     print(f"digits_pixel, cpu_ddp with one device over cpu: {ddp['overhead_percent']:+.1f}%  {ddp['over_bare']}")
-    commands.write(options.out, {"steps": options.steps, "rows": rows, "ddp": ddp})
+    commands.write(options.out, {**facts, "ddp": ddp})
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
@@ -302,7 +302,7 @@ class _Mapped:
         return self.change(self.items[place])
 
 
-def versions(tools: Iterable[str], batch_size: int | None = None) -> dict[str, str]:
+def versions(tools: Collection[str], batch_size: int | None = None) -> dict[str, str]:
     """Of the libraries that these tools are of.
 
     Raises UserError where one is not installed, or does not train with batches of this size.

@@ -60,7 +60,7 @@ def main() -> None:
             times = [measure(i) for i in range(options.starts + 1)][1:]
             rows[name] = {"median": statistics.median(times), "min": min(times), "max": max(times)}
             print(f"{name:28}{rows[name]['median']:6.2f} s  ({rows[name]['min']:.2f} to {rows[name]['max']:.2f})")
-    commands.write(options.out, {"rows": rows})
+            commands.write(options.out, {"rows": rows})
 
 
 if __name__ == "__main__":

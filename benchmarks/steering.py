@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=commands.amount, default=8, help="for the base; the ControlNet gets as much")
     parser.add_argument("--size", type=commands.count, default=32, help="of the images")
     parser.add_argument("--n", type=commands.count, default=120, help="samples of each model")
-    parser.add_argument("--folder", type=Path, default=Path("runs/steering"))
+    parser.add_argument("--folder", type=commands.folder, default=ROOT / "runs" / "steering")
     arguments = parser.parse_args()
     out = arguments.folder / "steering.json"
     facts = {"words": arguments.words, "minutes": arguments.minutes, "size": arguments.size, "n": arguments.n}
@@ -58,7 +58,7 @@ def main() -> None:
         command("-m", "diffusion", "sample", *words)
         found = json.loads((run / "sample" / "metrics.json").read_text())["adherence"]
         table[name] = {key: values["mean_dice"] for key, values in found.items()}
-    commands.write(out, {**facts, "dice": table})
+        commands.write(out, {**facts, "dice": table})
     print("\n| images of | Dice with the mask asked for | with another one's |\n|---|---|---|")
     for name, row in table.items():
         cells = [text(row[key]) if key in row else "" for key in ("asked", "shuffled")]

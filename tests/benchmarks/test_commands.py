@@ -66,11 +66,8 @@ def test_a_mistake(capfd, tmp_path, benchmark, words, why):
 
 
 def _away(words: str, tmp_path) -> list[str]:
-    return (
-        []
-        if any(option in words for option in ("--out", "--runs-dir", "--folder"))
-        else ["--out", str(tmp_path / "x.json")]
-    )
+    away = any(option in words for option in ("--out", "--runs-dir", "--folder"))
+    return [] if away else ["--out", str(tmp_path / "x.json")]
 
 
 @pytest.mark.parametrize("benchmark", [training_speed, sampling_speed, quality])
